@@ -1,0 +1,58 @@
+"""The `octavo` command: picks the subcommand and prints its errors as one plain sentence."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from octavo import __version__
+from octavo.services.chat import chat
+from octavo.services.doctor import doctor
+from octavo.services.launch import serve
+from octavo.shared.config import parse
+from octavo.shared.errors import OctavoError
+from octavo.shared.process import health
+
+USAGE = """\
+usage: octavo COMMAND [options]
+
+  serve [MODEL]   serve a model over HTTP; with no model, SmolLM2-135M-Instruct
+  chat            talk to a running server in the terminal
+  doctor          what this machine has, what would be used, what is missing
+  version         the version
+
+octavo COMMAND --help tells more.
+"""
+
+
+def main() -> None:
+    command, *arguments = sys.argv[1:] or ["help"]
+    if command in ("help", "--help", "-h"):
+        print(USAGE, end="")
+        return
+    run = COMMANDS.get(command)
+    if run is None:
+        print(f"octavo: there is no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(run(arguments))
+    except OctavoError as error:
+        print(f"octavo: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    return serve(parse(arguments, "octavo serve", "Serve a model over HTTP."))
+
+
+def _version(arguments: Sequence[str]) -> int:
+    print(f"octavo {__version__}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": _serve,
+    "chat": chat,
+    "doctor": doctor,
+    "health": health,
+    "version": _version,
+    "--version": _version,
+}

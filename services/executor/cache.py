@@ -1,0 +1,52 @@
+"""The KV cache: the keys and values of every layer, in blocks, and how many blocks there can be."""
+
+import torch
+from torch import Tensor
+
+from octavo.services.executor.models.spec import Attention, Decoder
+from octavo.shared.errors import ModelError
+
+
+class KvCache:
+    """Keys and values of all layers in one tensor, [layers, 2, blocks + 1, block_size, kv_heads, head_dim].
+
+    The last block is the null block: it stays zero, and padded block tables point to it. A block is zeroed when a
+    request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
+    """
+
+    def __init__(
+        self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
+    ) -> None:
+        attention = uniform_attention(spec)
+        self.num_blocks, self.block_size, self.null_block = num_blocks, block_size, num_blocks
+        shape = (len(spec.layers), 2, num_blocks + 1, block_size, attention.kv_heads, attention.head_dim)
+        self._all = torch.zeros(shape, dtype=dtype, device=device)
+        # [blocks, kv_heads, block_size, head_dim] views, as the kernels' contract wants them
+        self.keys: list[Tensor] = [layer[0].transpose(1, 2) for layer in self._all]
+        self.values: list[Tensor] = [layer[1].transpose(1, 2) for layer in self._all]
+
+    def clear(self, blocks: Tensor) -> None:
+        """Zero these blocks in every layer. blocks: [n] int64."""
+        self._all.index_fill_(2, blocks, 0)
+
+
+def uniform_attention(spec: Decoder) -> Attention:
+    """The attention whose heads all layers share. Raises ModelError if they differ."""
+    shapes = {(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers}
+    if len(shapes) != 1:
+        raise ModelError(f"layers with different KV heads {sorted(shapes)} cannot share one cache")
+    return spec.layers[0].attention
+
+
+def bytes_per_block(spec: Decoder, block_size: int, dtype: torch.dtype) -> int:
+    attention = uniform_attention(spec)
+    return 2 * len(spec.layers) * block_size * attention.kv_heads * attention.head_dim * dtype.itemsize
+
+
+def available_memory_bytes() -> int:
+    """Memory that can still be used without swapping, on Linux."""
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise ModelError("/proc/meminfo has no MemAvailable: set --num-kv-blocks")

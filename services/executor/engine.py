@@ -1,0 +1,47 @@
+"""The engine: a model, its KV cache and its slots; runs one step after another."""
+
+import torch
+
+from octavo.services.executor.batch import PagedAttention, build_batch
+from octavo.services.executor.cache import KvCache
+from octavo.services.executor.models.decoder import DecoderModel
+from octavo.services.executor.sampler import choose
+from octavo.services.executor.slots import Slots
+from octavo.shared.messages import ModelInfo, Step, StepResult, pack
+
+
+class Engine:
+    """Runs steps in the order in which they come; knows no more of a request than its slot."""
+
+    def __init__(self, model: DecoderModel, info: ModelInfo) -> None:
+        self.info = info
+        self._model = model
+        self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, "cpu")
+        max_blocks = -(-info.max_model_len // info.block_size)
+        self._slots = Slots(info.num_slots, max_blocks, info.block_size, self._cache.null_block)
+
+    def reset(self) -> None:
+        """Forget every slot."""
+        self._slots.forget_all()
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> StepResult:
+        """Compute a step and sample the tokens that it is to sample."""
+        slots = self._slots
+        fresh = slots.apply(step)
+        if fresh:
+            self._cache.clear(torch.tensor(fresh, dtype=torch.int64))
+        batch = build_batch(step, slots, self.info.block_size)
+        if len(batch.token_ids) == 0:
+            return StepResult(step.epoch, step.number, b"", b"")
+        hidden = self._model.hidden(batch.token_ids, batch.positions, PagedAttention(batch, self._cache))
+        sampled = batch.sampled_slots
+        if not sampled:
+            return StepResult(step.epoch, step.number, b"", b"")
+        logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
+        params = [slots.params[slot] for slot in sampled]
+        tokens = choose(
+            logits, [each for each in params if each is not None], [slots.num_computed[s] for s in sampled]
+        )
+        slots.last_tokens[torch.tensor(sampled)] = tokens
+        return StepResult(step.epoch, step.number, pack(sampled), pack(tokens.tolist()))

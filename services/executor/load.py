@@ -1,0 +1,148 @@
+"""From a config to an engine that is ready to run: device, dtype, weights, and how many KV blocks there are."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from octavo.services.executor.sim import SimEngine
+from octavo.shared.config import Config
+from octavo.shared.errors import ConfigError, ModelError
+from octavo.shared.messages import ModelInfo
+from octavo.shared.model_files import ModelFiles, locate, read_config
+from octavo.shared.process import Stopwatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.services.executor.engine import Engine
+
+SIM_BLOCKS = 65_536
+SIM_VOCAB = 32_000
+SIM_MAX_LEN = 32_768
+
+
+def load_engine(config: Config, watch: Stopwatch) -> "Engine | SimEngine":
+    """The engine that a config asks for; reports each stage to `watch`.
+
+    Raises:
+        ModelError: the model cannot be read or is not supported.
+        ConfigError: the device or dtype cannot be had here, or memory does not suffice.
+    """
+    if config.device == "sim":
+        return _load_sim(config, watch)
+    import torch
+
+    device = _choose_device(config)
+    torch.set_grad_enabled(False)
+    watch.report("torch", detail=f"{torch.__version__}, {device}, {torch.get_num_threads()} threads")
+    return _load_cpu(config, watch)
+
+
+def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
+    files = locate(config.model)
+    model = read_config(files)
+    info = ModelInfo(
+        vocab_size=int(model.get("vocab_size", SIM_VOCAB)),
+        max_model_len=_max_model_len(config, model, SIM_MAX_LEN, config.num_kv_blocks or SIM_BLOCKS),
+        block_size=config.block_size,
+        num_blocks=config.num_kv_blocks or SIM_BLOCKS,
+        num_slots=config.max_num_seqs or 1024,
+        max_num_batched_tokens=config.max_num_batched_tokens or 8192,
+        device="sim",
+        dtype="none",
+    )
+    engine = SimEngine(info, config.sim_step_ms)
+    watch.report("model", detail="simulated")
+    return engine
+
+
+def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
+    from octavo.services.executor.cache import available_memory_bytes, bytes_per_block
+    from octavo.services.executor.engine import Engine
+    from octavo.services.executor.models.decoder import DecoderModel
+    from octavo.services.executor.models.families import build_spec
+
+    files = locate(config.model)
+    model_config = read_config(files)
+    family, spec = build_spec(model_config)
+    dtype = _choose_dtype(config, model_config)
+    named = _read_named(config, files, family, model_config, spec, dtype)
+    num_bytes = sum(tensor.numel() for tensor in named.values()) * dtype.itemsize
+    watch.report("weights", detail=f"{num_bytes / 2**20:.0f} MiB as {str(dtype).removeprefix('torch.')}")
+    # The packed copy doubles the weights: only where it is small beside what is free.
+    pack = num_bytes * 4 < available_memory_bytes()
+    per_block = bytes_per_block(spec, config.block_size, dtype)
+    budget = min(config.cpu_kv_cache_gib * 2**30, available_memory_bytes() / 2 - (num_bytes if pack else 0))
+    num_blocks = config.num_kv_blocks or int(budget // per_block)
+    if num_blocks < 1:
+        raise ConfigError(f"no memory is left for KV blocks of {per_block} bytes: lower --block-size or free memory")
+    limit = spec.positions - spec.position_offset if spec.positions else SIM_MAX_LEN
+    info = ModelInfo(
+        vocab_size=spec.vocab,
+        max_model_len=_max_model_len(config, model_config, limit, num_blocks),
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        num_slots=config.max_num_seqs or 64,
+        max_num_batched_tokens=config.max_num_batched_tokens or 512,
+        device="cpu",
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
+    watch.report("model", detail=f"{num_blocks * config.block_size} tokens of KV")
+    return engine
+
+
+def _read_named(
+    config: Config, files: ModelFiles, family: Any, model_config: Mapping[str, Any], spec: Any, dtype: "torch.dtype"
+) -> "dict[str, torch.Tensor]":
+    from octavo.services.executor.weights import check_weights, dummy_weights, read_weights
+
+    if config.load_format == "dummy":
+        return dict(dummy_weights(spec, config.seed, dtype))
+    named = dict(read_weights(files, family, model_config, dtype))
+    check_weights(spec, named)
+    return named
+
+
+def _choose_device(config: Config) -> str:
+    import torch
+
+    if config.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch finds no CUDA device on this machine")
+        raise ConfigError("--device cuda is not there yet: use --device cpu")
+    return "cpu"
+
+
+def _choose_dtype(config: Config, model_config: Mapping[str, Any]) -> "torch.dtype":
+    """The dtype asked for; else the model's, where 16 bits become bfloat16 if this CPU computes in it."""
+    import torch
+
+    if config.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        return dtype
+    own = model_config.get("dtype") or model_config.get("torch_dtype") or "bfloat16"
+    return torch.bfloat16 if own != "float32" and has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _max_model_len(config: Config, model_config: Mapping[str, Any], default: int, num_blocks: int) -> int:
+    """Prompt and completion together: what is asked for, or what the model and the KV blocks allow."""
+    own = int(model_config.get("max_position_embeddings") or model_config.get("n_positions") or default)
+    if config.max_model_len is not None and config.max_model_len > own:
+        raise ConfigError(f"--max-model-len {config.max_model_len}: this model takes at most {own}")
+    room = num_blocks * config.block_size
+    if config.max_model_len is not None and config.max_model_len > room:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} needs {-(-config.max_model_len // config.block_size)} KV blocks; "
+            f"there are {num_blocks}: lower it, or raise --num-kv-blocks or --cpu-kv-cache-gib"
+        )
+    longest = min(config.max_model_len or own, room)
+    if longest < 2:
+        raise ModelError(f"a context of {longest} tokens leaves no room for a completion")
+    return longest

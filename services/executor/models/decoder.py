@@ -1,0 +1,213 @@
+"""The one decoder: builds what a spec asks for from named weights, and runs it over a batch of tokens.
+
+It knows no pages and no requests: attention is a function that the caller brings.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.kernels.activation import gated, plain
+from octavo.kernels.rms_norm import rms_norm
+from octavo.kernels.rope import rope, tables
+from octavo.services.executor.models.linear import Linear, can_pack, single_row
+from octavo.services.executor.models.rope import frequencies
+from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, Rope
+
+
+class Attend(Protocol):
+    """Writes a layer's new keys and values into the cache and attends over it.
+
+    q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]
+    """
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor: ...
+
+
+class Weights:
+    """Named tensors, in the dtype and on the device of the model."""
+
+    def __init__(self, named: Mapping[str, Tensor], dtype: torch.dtype, pack: bool) -> None:
+        self._named = named
+        self.dtype = dtype
+        self._pack = pack
+
+    def get(self, name: str) -> Tensor:
+        return self._named[name].to(self.dtype)
+
+    def merged(self, *names: str, has_bias: bool) -> Linear:
+        """One linear layer of the rows of several."""
+        weight = torch.cat([self.get(f"{name}.weight") for name in names])
+        bias = torch.cat([self.get(f"{name}.bias") for name in names]) if has_bias else None
+        return self.linear(weight, bias)
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return Linear(weight.contiguous(), bias, packed=self._pack and can_pack(weight))
+
+    def norm(self, name: str, spec: Norm) -> "NormLayer":
+        weight = self.get(f"{name}.weight") if spec.weight else None
+        if weight is not None and spec.kind.endswith("plus_one"):
+            weight = (self._named[f"{name}.weight"].float() + 1).to(self.dtype)
+        return NormLayer(spec, weight, self.get(f"{name}.bias") if spec.bias else None)
+
+
+class NormLayer:
+    def __init__(self, spec: Norm, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.spec, self.weight, self.bias = spec, weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.spec.kind.startswith("rms"):
+            return rms_norm(x, self.weight, self.spec.eps)
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.spec.eps)
+
+
+class AttentionLayer:
+    def __init__(self, spec: Attention, weights: Weights, prefix: str) -> None:
+        self.spec = spec
+        self.qkv = weights.merged(f"{prefix}.q", f"{prefix}.k", f"{prefix}.v", has_bias=spec.qkv_bias)
+        self.out = weights.merged(f"{prefix}.o", has_bias=spec.out_bias)
+        self.q_norm = weights.norm(f"{prefix}.q_norm", spec.qk_norm_like) if spec.qk_norm else None
+        self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
+        self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
+
+    def __call__(self, x: Tensor, layer: int, angles: "Angles", attend: Attend) -> Tensor:
+        spec = self.spec
+        qkv = self.qkv(x)
+        if spec.clip_qkv:
+            qkv = qkv.clamp_(-spec.clip_qkv, spec.clip_qkv)
+        heads = qkv.view(len(x), -1, spec.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        if self.q_norm is None and spec.rope is not None:
+            both, v = heads.split([spec.heads + spec.kv_heads, spec.kv_heads], 1)
+            q, k = rope(both, *angles.of(spec.rope), spec.rope.interleaved).split(self.splits[:2], 1)
+        else:
+            q, k, v = heads.split(self.splits, 1)
+            q, k = self._normed_and_turned(q, k, angles)
+        return self.out(attend(layer, q, k, v, spec).flatten(1))
+
+    def _normed_and_turned(self, q: Tensor, k: Tensor, angles: "Angles") -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        if self.q_norm is not None and self.k_norm is not None:
+            if spec.qk_norm == "all":
+                q, k = self.q_norm(q.flatten(1)).view(q.shape), self.k_norm(k.flatten(1)).view(k.shape)
+            elif spec.qk_norm == "head":
+                q, k = self.q_norm(q), self.k_norm(k)
+        if spec.rope is not None:
+            cos, sin = angles.of(spec.rope)
+            q, k = rope(q, cos, sin, spec.rope.interleaved), rope(k, cos, sin, spec.rope.interleaved)
+        if self.q_norm is not None and self.k_norm is not None and spec.qk_norm == "head_after_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k
+
+
+class MlpLayer:
+    def __init__(self, spec: Mlp, weights: Weights, prefix: str) -> None:
+        self.spec = spec
+        names = [f"{prefix}.gate", f"{prefix}.up"] if spec.gated else [f"{prefix}.up"]
+        self.up = weights.merged(*names, has_bias=spec.bias)
+        self.down = weights.merged(f"{prefix}.down", has_bias=spec.bias)
+        self.activate = gated if spec.gated else plain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down(self.activate(self.up(x), self.spec.act))
+
+
+class DecoderLayer:
+    def __init__(self, spec: Layer, decoder: Decoder, weights: Weights, index: int) -> None:
+        self.spec, self.index, self.scale = spec, index, decoder.residual_scale
+        prefix = f"layers.{index}"
+        self.attention = AttentionLayer(spec.attention, weights, f"{prefix}.attn")
+        self.mlp = MlpLayer(spec.mlp, weights, f"{prefix}.mlp")
+        self.norms = {name: weights.norm(f"{prefix}.{name}_norm", decoder.norm) for name in spec.norms}
+
+    def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
+        h = self._norm("attn", x)
+        attended = self._add(x, self._norm("attn_out", self.attention(h, self.index, angles, attend)))
+        if self.spec.parallel:
+            h = self._norm("mlp", x) if "mlp" in self.norms else h
+        else:
+            h = self._norm("mlp", attended)
+        return self._add(attended, self._norm("mlp_out", self.mlp(h)))
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        norm = self.norms.get(name)
+        return x if norm is None else norm(x)
+
+    def _add(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual + x if self.scale == 1.0 else torch.add(residual, x, alpha=self.scale)
+
+
+class Angles:
+    """cos and sin of the positions of one batch, for each kind of rope that the layers have."""
+
+    def __init__(self, by_rope: dict[Rope, tuple[Tensor, Tensor]], positions: Tensor) -> None:
+        self._chosen = {
+            spec: (cos.index_select(0, positions), sin.index_select(0, positions))
+            for spec, (cos, sin) in by_rope.items()
+        }
+
+    def of(self, spec: Rope) -> tuple[Tensor, Tensor]:
+        """[tokens, 1, dim] each."""
+        return self._chosen[spec]
+
+
+class DecoderModel:
+    """A spec with its weights.
+
+    Args:
+        named: the weights by our names, of any float dtype.
+        max_positions: the longest request, in tokens.
+        pack: keep a second copy of the weights, laid out for more than one row (bfloat16 on a CPU).
+    """
+
+    def __init__(
+        self,
+        spec: Decoder,
+        named: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        max_positions: int,
+        pack: bool = False,
+    ) -> None:
+        weights = Weights(named, dtype, pack)
+        self.spec, self.dtype = spec, dtype
+        self.embed = weights.get("embed.weight")
+        self.positions = weights.get("positions.weight") if spec.positions else None
+        self.layers = [DecoderLayer(layer, spec, weights, i) for i, layer in enumerate(spec.layers)]
+        self.norm = weights.norm("norm", spec.norm)
+        head = self.embed if spec.tied else weights.get("head.weight")
+        self.head = weights.linear(head, weights.get("head.bias") if spec.head_bias else None)
+        ropes = {layer.attention.rope for layer in spec.layers if layer.attention.rope is not None}
+        self._ropes = {each: _rope_tables(each, max_positions, dtype, self.embed.device) for each in ropes}
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The last layer's output before the final norm, [tokens, hidden]. token_ids, positions: [tokens] int64."""
+        with single_row(len(token_ids), self.dtype):
+            x = F.embedding(token_ids, self.embed)
+            if self.spec.embed_scale != 1.0:
+                x = x * self.spec.embed_scale
+            if self.positions is not None:
+                x = x + F.embedding(positions + self.spec.position_offset, self.positions)
+            angles = Angles(self._ropes, positions)
+            for layer in self.layers:
+                x = layer(x, angles, attend)
+            return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab], in the model's dtype."""
+        with single_row(len(hidden), self.dtype):
+            logits = self.head(self.norm(hidden))
+            if self.spec.logit_scale != 1.0:
+                logits = logits * self.spec.logit_scale
+            cap = self.spec.logit_softcap
+            return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _rope_tables(
+    spec: Rope, positions: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    inverse, scale = frequencies(spec)
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse  # [positions, dim/2]
+    cos, sin = tables(angles, scale, spec.interleaved)
+    return cos[:, None].to(device, dtype), sin[:, None].to(device, dtype)

@@ -1,0 +1,174 @@
+"""Named tensors for a decoder, read from safetensors or GGUF or made up, and those that a spec implies.
+
+Names are ours: `embed.weight`, `layers.3.attn.q.weight`, `norm.weight`, `head.weight` (absent when tied).
+Quantized checkpoints and sharding over ranks are not done here.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from octavo.services.executor.gguf_weights import read_gguf_weights
+from octavo.services.executor.models.families.registry import Config, Family
+from octavo.services.executor.models.spec import Decoder, Layer, Norm
+from octavo.shared.errors import ModelError
+from octavo.shared.gguf_file import GgufFile
+from octavo.shared.model_files import ModelFiles
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+# Buffers that old checkpoints keep: rotary frequencies and causal masks.
+_JUNK = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
+_HEAD = "head.weight"
+_DUMMY_STD = 0.02
+_NAMED_IN_ERRORS = 5
+
+
+def read_weights(
+    files: ModelFiles, family: Family, config: Config, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model on the CPU, one at a time, in `dtype`.
+
+    A name that the family does not know is yielded as it is, for check_weights to object to.
+    Raises ModelError for files that are missing or broken.
+    """
+    config = family.complete(config)
+    is_tied = family.build(config).tied
+    if files.kind == "gguf":
+        weights = read_gguf_weights(GgufFile(files.path), dtype)
+    else:
+        weights = _read_safetensors(files.path, family, config, dtype)
+    # A tied checkpoint may carry its head all the same.
+    return ((name, tensor) for name, tensor in weights if not (is_tied and name == _HEAD))
+
+
+def check_weights(spec: Decoder, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Passes on the weights that the spec expects, in their shapes.
+
+    Raises ModelError after the last one if any is left over, missing or of a wrong shape; it names some.
+    """
+    missing = expected_shapes(spec)
+    leftover: list[str] = []
+    wrong: list[str] = []
+    for name, tensor in weights:
+        shape = missing.pop(name, None)
+        if shape is None:
+            leftover.append(name)
+        elif shape != tuple(tensor.shape):
+            wrong.append(f"{name} is {tuple(tensor.shape)}, not {shape}")
+        else:
+            yield name, tensor
+    problems = {"missing": list(missing), "not known": leftover, "of a wrong shape": wrong}
+    if any(problems.values()):
+        told = "; ".join(f"{_name_some(names)} {kind}" for kind, names in problems.items() if names)
+        raise ModelError(f"the model's weights do not fit its config: {told}")
+
+
+def expected_shapes(spec: Decoder) -> dict[str, tuple[int, ...]]:
+    """The names that the spec implies, and the shape of each; matrices are [out, in]."""
+    return {name: shape for name, shape, _ in _list_weights(spec)}
+
+
+def dummy_weights(
+    spec: Decoder, seed: int, dtype: torch.dtype, device: torch.device | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights for benchmarks, made on `device`: small normal numbers, and norms that only normalize."""
+    device = device or torch.device("cpu")
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, shape, fill in _list_weights(spec):
+        tensor = torch.empty(shape, dtype=dtype, device=device)
+        yield name, tensor.normal_(0, _DUMMY_STD, generator=generator) if fill is None else tensor.fill_(fill)
+
+
+def _read_safetensors(
+    folder: Path, family: Family, config: Config, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for path in _find_shards(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for their_name in file.keys():
+                    if _JUNK.search(their_name):
+                        continue
+                    for name, tensor in family.split(config, their_name, file.get_tensor(their_name)):
+                        yield _our_name(name, family), tensor.to(dtype)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read {path}: {error}") from error
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read {index}: {error}") from error
+    return [folder / name for name in sorted(names)]
+
+
+def _our_name(name: str, family: Family) -> str:
+    """Their name to ours; itself where the family does not know the module."""
+    layer = _LAYER.search(name)
+    prefix = f"layers.{layer[1]}." if layer else ""
+    module, _, leaf = name[layer.end() if layer else 0 :].rpartition(".")
+    return f"{prefix}{family.names[module]}.{leaf}" if module in family.names else name
+
+
+def _name_some(names: list[str]) -> str:
+    more = len(names) - _NAMED_IN_ERRORS
+    return ", ".join(names[:_NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+
+
+# A name, its shape, and the value that makes it do nothing; None for what has no such value.
+_Weight = tuple[str, tuple[int, ...], float | None]
+
+
+def _list_weights(spec: Decoder) -> Iterator[_Weight]:
+    yield "embed.weight", (spec.vocab, spec.hidden), None
+    if spec.positions:
+        yield "positions.weight", (spec.positions, spec.hidden), None
+    for i, layer in enumerate(spec.layers):
+        for name, shape, fill in _list_layer(spec, layer):
+            yield f"layers.{i}.{name}", shape, fill
+    yield from _list_norm("norm", spec.norm, spec.hidden)
+    if not spec.tied:
+        yield _HEAD, (spec.vocab, spec.hidden), None
+    if spec.head_bias:
+        yield "head.bias", (spec.vocab,), None
+
+
+def _list_layer(spec: Decoder, layer: Layer) -> Iterator[_Weight]:
+    attention, mlp = layer.attention, layer.mlp
+    q_size, kv_size = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    for place in layer.norms:
+        yield from _list_norm(f"{place}_norm", spec.norm, spec.hidden)
+    yield from _list_linear("attn.q", q_size, spec.hidden, attention.qkv_bias)
+    yield from _list_linear("attn.k", kv_size, spec.hidden, attention.qkv_bias)
+    yield from _list_linear("attn.v", kv_size, spec.hidden, attention.qkv_bias)
+    yield from _list_linear("attn.o", spec.hidden, q_size, attention.out_bias)
+    if attention.qk_norm:
+        is_over_all = attention.qk_norm == "all"
+        q_normed, k_normed = (q_size, kv_size) if is_over_all else (attention.head_dim, attention.head_dim)
+        yield from _list_norm("attn.q_norm", attention.qk_norm_like, q_normed)
+        yield from _list_norm("attn.k_norm", attention.qk_norm_like, k_normed)
+    if mlp.gated:
+        yield from _list_linear("mlp.gate", mlp.hidden, spec.hidden, mlp.bias)
+    yield from _list_linear("mlp.up", mlp.hidden, spec.hidden, mlp.bias)
+    yield from _list_linear("mlp.down", spec.hidden, mlp.hidden, mlp.bias)
+
+
+def _list_linear(name: str, out_size: int, in_size: int, has_bias: bool) -> Iterator[_Weight]:
+    yield f"{name}.weight", (out_size, in_size), None
+    if has_bias:
+        yield f"{name}.bias", (out_size,), None
+
+
+def _list_norm(name: str, norm: Norm, size: int) -> Iterator[_Weight]:
+    if norm.weight:
+        yield f"{name}.weight", (size,), 0.0 if norm.kind.endswith("plus_one") else 1.0
+    if norm.bias:
+        yield f"{name}.bias", (size,), None

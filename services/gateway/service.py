@@ -1,0 +1,77 @@
+"""The gateway's main loop, its start and its orderly end."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from octavo.services.gateway import app
+from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.workers import Workers, shutting_down
+from octavo.shared.config import Config
+from octavo.shared.messages import TO_GATEWAY
+from octavo.shared.process import Pulse
+from octavo.shared.transport import Hub, gateway_endpoint, new_context
+
+TICK_S = 0.2
+DRAIN_S = 1.0  # for open streams to finish when the gateway is told to stop
+LAST_WORDS_S = 0.5  # for their clients to take the error that ends the others
+BACKLOG = 2048
+MAX_OPEN_BEYOND_QUEUE = 4096  # calls that run, above those that the scheduler may queue
+
+
+class Gateway:
+    """One gateway process: an HTTP server, and the workers behind it."""
+
+    def __init__(self, config: Config, folder: Path, index: int = 0) -> None:
+        """Bind the socket that workers connect to.
+
+        Args:
+            config: of the whole system.
+            folder: where the sockets between processes lie.
+            index: which of several gateways this is.
+        """
+        self._config = config
+        self._context = new_context()
+        hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
+        self._pulse = Pulse(folder, f"gateway-{index}")
+        self._workers = Workers(hub, config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE)
+        metrics = Metrics(config.model_names[0], lambda: self._workers.stats, lambda: self._workers.num_open)
+        self.app = app.build(config, self._workers, metrics)
+        self._runner = app.runner(self.app, LAST_WORDS_S)
+
+    async def run(self, should_stop: Callable[[], bool]) -> None:
+        """Turn until told to stop; requests are served in between."""
+        while not should_stop():
+            now = time.monotonic()
+            self._workers.tick(now)
+            if self._pulse.is_due(now):
+                self._pulse.beat(self._workers.is_ready)
+            await asyncio.sleep(TICK_S)
+
+    async def start(self) -> str:
+        """Begin to listen; returns the address, as a URL."""
+        self._workers.start()
+        await self._runner.setup()
+        site = web.TCPSite(
+            self._runner, self._config.host, self._config.port, reuse_port=True, backlog=BACKLOG
+        )
+        await site.start()
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return f"http://{host}:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Refuse new calls, let open streams finish for DRAIN_S, end the rest with an error, and close."""
+        self._workers.stop_accepting()
+        for site in self._runner.sites:
+            await site.stop()
+        deadline = time.monotonic() + DRAIN_S
+        while self._workers.num_open and time.monotonic() < deadline:
+            await asyncio.sleep(TICK_S / 10)
+        self._workers.fail_all(shutting_down())
+        await self._runner.cleanup()
+        self._workers.close()
+        self._context.term()
+        self._pulse.end()

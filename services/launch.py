@@ -1,0 +1,216 @@
+"""`octavo serve`: starts the services as processes, watches them, and ends them. Imports none of them.
+
+Every child leads a session of its own, so that Ctrl-C reaches this process alone, and is killed by the kernel when
+this process dies, however it dies.
+"""
+
+import ctypes
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from octavo.shared.config import API_KEY_VARIABLE, Config, to_flags
+from octavo.shared.errors import ConfigError
+from octavo.shared.process import StopFlag
+
+STOP_S = 1.5
+"""What children get to end by themselves before they are killed."""
+MAX_RESTARTS = 5
+RESTARTS_S = 60.0
+"""More than MAX_RESTARTS of one child in this time end the whole server."""
+TURN_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+
+class StartFailed(Exception):
+    """A service ended before the server was ready, or too often afterwards."""
+
+
+class Child:
+    """One service process, and its successors."""
+
+    def __init__(self, role: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.role = role
+        self._command = [sys.executable, "-P", "-m", f"octavo.services.{role}", *arguments]
+        self._environment = environment
+        self._starts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self.reason = ""
+        """The last thing it reported as a failure."""
+        self.process = self._start()
+
+    @property
+    def output(self) -> IO[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def restart(self) -> None:
+        """Start anew. Raises StartFailed when that has been done too often of late."""
+        if len(self._starts) == MAX_RESTARTS and time.monotonic() - self._starts[0] < RESTARTS_S:
+            raise StartFailed(f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above")
+        self.output.close()
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        self._starts.append(time.monotonic())
+        return subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+
+
+def serve(config: Config) -> int:
+    """Run the whole server until SIGINT or SIGTERM; returns the exit code."""
+    stop, began = StopFlag(), time.monotonic()
+    with _reserve_port(config.host, config.port) as reserved:
+        config = msgspec.structs.replace(config, port=reserved.getsockname()[1])
+        folder = Path(tempfile.mkdtemp(prefix="octavo-"))
+        children: list[Child] = []
+        try:
+            _say(f"Octavo is starting {config.model_names[0]}")
+            children += _start_children(msgspec.structs.replace(config, runtime_dir=str(folder)))
+            return _Supervisor(config, children, stop, began).run()
+        except StartFailed as error:
+            _say(f"octavo: {error}", sys.stderr)
+            return 1
+        finally:
+            _end(children)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Supervisor:
+    """Shows the start-up, then restarts what ends."""
+
+    def __init__(self, config: Config, children: list[Child], stop: StopFlag, began: float) -> None:
+        self._config, self._children, self._stop, self._began = config, children, stop, began
+        self._is_ready = False
+        self._selector = selectors.DefaultSelector()
+        for child in children:
+            self._watch(child)
+
+    def run(self) -> int:
+        while not self._stop.is_set:
+            for key, _ in self._selector.select(TURN_S):
+                self._read(key.data)
+            if not self._is_ready and _answers(self._config):
+                self._is_ready = True
+                self._welcome()
+        return 0
+
+    def _watch(self, child: Child) -> None:
+        self._selector.register(child.output, selectors.EVENT_READ, child)
+
+    def _read(self, child: Child) -> None:
+        """One line of a child's report, or its end."""
+        line = child.output.readline()
+        if line:
+            self._show(child, line)
+            return
+        self._selector.unregister(child.output)
+        code = child.process.wait()
+        if self._stop.is_set:
+            return
+        if not self._is_ready:
+            raise StartFailed(child.reason or f"the {child.role} process ended with code {code} before it was ready")
+        _say(f"octavo: the {child.role} process ended with code {code}; it is started again", sys.stderr)
+        child.restart()
+        self._watch(child)
+
+    def _show(self, child: Child, line: str) -> None:
+        try:
+            fields = json.loads(line)
+            stage = fields["stage"]
+        except (ValueError, KeyError, TypeError):
+            _say(line.rstrip())
+            return
+        if stage == "failed":
+            child.reason = fields.get("reason", "")
+        elif not self._is_ready and "took_s" in fields:
+            _say(f"  {stage:<12}{fields['took_s']:6.2f} s  {fields.get('detail', '')}".rstrip())
+
+    def _welcome(self) -> None:
+        config, host = self._config, self._config.host
+        address = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{config.port}"
+        key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if config.api_key else ""
+        _say(f"Ready after {time.monotonic() - self._began:.1f} s at {address}\n\nTry:")
+        _say(
+            f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+            """-d '{"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 30}'"""
+        )
+        _say(f"  octavo chat --url {address}\n\nCtrl-C ends it.")
+
+
+def _start_children(config: Config) -> list[Child]:
+    environment = dict(os.environ)
+    if config.api_key:
+        environment[API_KEY_VARIABLE] = config.api_key
+    flags = to_flags(config)
+    # The executor takes longest to start, so it comes first.
+    roles = [("executor", flags), ("scheduler", flags)]
+    roles += [("tokenizer", flags)] * config.tokenizers
+    roles += [("gateway", ["--index", str(index), *flags]) for index in range(config.gateways)]
+    return [Child(role, arguments, environment) for role, arguments in roles]
+
+
+def _end(children: Sequence[Child]) -> None:
+    """Ask all to end, then make them."""
+    for child in children:
+        child.process.terminate()
+    deadline = time.monotonic() + STOP_S
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        child.output.close()
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the service: be killed when the parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _reserve_port(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for us; gateways bind beside it. Raises ConfigError if the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            # Without SO_REUSEPORT this fails where another server listens, even one that would share.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        reserved = socket.socket(family)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((host, port))
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+    return reserved
+
+
+def _answers(config: Config) -> bool:
+    """Whether the server says that it is ready."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    host = f"[{host}]" if ":" in host else host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{config.port}/readyz", timeout=1.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _say(line: str, to: "IO[str] | None" = None) -> None:
+    print(line, file=to or sys.stdout, flush=True)

@@ -1,0 +1,344 @@
+"""The planner: which requests run, in which blocks, and what each step computes.
+
+Steps are planned ahead of their results. While nothing changes, a step costs nothing here: every event of a
+decoding request (it needs a block, it reaches its length) is known when it begins to decode, and is filed under
+the number of the step in which it happens. The executor runs steps in order, which is why blocks may be given to
+others, and prompts' blocks be shared, as soon as the step that last wrote them is planned.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+
+from octavo.services.scheduler.blocks import BlockPool
+from octavo.services.scheduler.policy import LOOKAHEAD, MAX_OVERTAKEN, expected_output, peak_tokens, victim
+from octavo.services.scheduler.request import Request, State
+from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack, unpack
+
+_Filed = defaultdict[int, list[tuple[Request, int]]]
+"""Step number -> requests to which something happens in it, each with its run at the time of filing."""
+
+TYPICAL_AT_FIRST = 256.0  # tokens of a completion, before any has finished
+TYPICAL_WEIGHT = 0.05  # of each finished completion in the running mean
+
+
+class Planner:
+    """Plans steps and settles their results. Knows no sockets and no clock."""
+
+    def __init__(self, model: ModelInfo, epoch: int, is_caching: bool = True) -> None:
+        self.model = model
+        self.epoch = epoch
+        self.pool = BlockPool(model.num_blocks, is_caching)
+        self.waiting: deque[Request] = deque()
+        self.running: dict[Request, None] = {}
+        """Filling, decoding and draining requests, oldest admission first."""
+        self.number = 0
+        """Of the last planned step."""
+        self.num_settled = 0
+        """Of the last settled step."""
+        self.num_decoding = 0
+        self.num_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self.roster = 0
+        """Grows whenever a row of the batch may belong to another request, or to none."""
+        self.by_slot: list[Request | None] = [None] * model.num_slots
+        self.append_of: list[Callable[[int], None]] = [_discard] * model.num_slots
+        """Commits a token of the slot's request."""
+        self.typical_output = TYPICAL_AT_FIRST
+        self._free_slots = list(range(model.num_slots - 1, -1, -1))
+        self._filling: deque[Request] = deque()
+        self._released: list[int] = []
+        self._expected_blocks = 0
+        self._grow_at: _Filed = defaultdict(list)
+        self._retire_at: _Filed = defaultdict(list)
+        self._length_at: _Filed = defaultdict(list)
+        self._slots_free_at: defaultdict[int, list[int]] = defaultdict(list)
+        self._preempted: list[Request] = []
+        self._admission_is_futile = False
+
+    @property
+    def num_in_flight(self) -> int:
+        return self.number - self.num_settled
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step planned now would compute anything."""
+        return bool(self.num_decoding or self._filling or self.waiting)
+
+    def add(self, request: Request) -> None:
+        """Let a request wait for its turn."""
+        if request.is_resumed:
+            self.waiting.appendleft(request)
+        else:
+            self.waiting.append(request)
+        if request.is_resumed or len(self.waiting) <= LOOKAHEAD:
+            self._admission_is_futile = False
+
+    def plan(self) -> Step | None:
+        """The next step, or None if there is nothing to compute."""
+        number = self.number + 1
+        self._retire(number)
+        grown_slots, grown_blocks = self._grow(number)
+        budget = self.model.max_num_batched_tokens - self.num_decoding
+        chunks = [(request, length) for request, length in self._take_chunks(budget)]
+        budget -= sum(length for _, length in chunks)
+        new = []
+        if self.waiting and not self._admission_is_futile:
+            for request in self._admit(budget):
+                num_cached = request.num_planned
+                length = min(budget, len(request.token_ids) - num_cached)
+                new.append(_new_request(request, num_cached))
+                self._advance(request, length)
+                chunks.append((request, length))
+                budget -= length
+        if not self.num_decoding and not chunks:
+            assert not grown_slots
+            return None
+        self.number = number
+        for request, _ in chunks:
+            self._begin_decoding(request, number)
+        step = Step(
+            self.epoch, number, pack(self._released), new, pack(grown_slots), pack(grown_blocks),
+            pack([request.slot for request, _ in chunks]), pack([length for _, length in chunks]),
+        )  # fmt: skip
+        self._released = []
+        return step
+
+    def commit(self, result: StepResult) -> list[Request]:
+        """Append a result's tokens to their requests; returns those that end with them, in no order.
+
+        They are not finished yet: the caller says what it must of them, then calls `finish`.
+        """
+        assert result.number == self.num_settled + 1, f"step {result.number} came after {self.num_settled}"
+        slots, tokens = unpack(result.slots), unpack(result.token_ids)
+        append_of = self.append_of
+        for slot, token in zip(slots, tokens, strict=True):
+            append_of[slot](token)
+        self.num_settled = number = result.number
+        ended = []
+        for request, run in self._length_at.pop(number, ()):
+            if request.run == run:
+                ended.append(request)
+        ended += [request for request in self._preempted if request.num_left <= 0]
+        for request in ended:
+            request.finish_reason = "length"
+        return ended
+
+    def after_commit(self) -> None:
+        """Give back the slots that no step in flight refers to, and queue those preempted that are complete."""
+        for slot in self._slots_free_at.pop(self.num_settled, ()):
+            self._free_slot(slot)
+        for request in [each for each in self._preempted if each.last_step <= self.num_settled]:
+            self._preempted.remove(request)
+            request.go_back()
+            self.add(request)
+
+    def finish(self, request: Request) -> None:
+        """The request ends, wherever it stands: nothing of it is left but tokens in flight, which are dropped."""
+        if request.state is State.FINISHED:
+            return
+        if request.state is State.WAITING:
+            self.waiting.remove(request)
+        elif request in self._preempted:
+            self._preempted.remove(request)
+        else:
+            self.typical_output += TYPICAL_WEIGHT * (request.num_output - self.typical_output)
+            self._leave(request)
+        if request.slot >= 0 and self.by_slot[request.slot] is request:
+            self.append_of[request.slot] = _discard
+        request.state = State.FINISHED
+        request.run += 1
+
+    def rows_of(self, slots: bytes) -> list[Request | None]:
+        """The requests that own these packed slots; None for finished ones."""
+        owners = (self.by_slot[slot] for slot in unpack(slots))
+        return [None if each is None or each.state is State.FINISHED else each for each in owners]
+
+    def everyone(self) -> list[Request]:
+        """All requests that have not finished, those that ran first."""
+        return [*self.running, *self._preempted, *self.waiting]
+
+    def check(self) -> None:
+        """Raise AssertionError if blocks or slots are lost or doubled."""
+        self.pool.check([request.blocks for request in self.running])
+        quarantined = [slot for slots in self._slots_free_at.values() for slot in slots]
+        used = [request.slot for request in self.running if request.slot not in quarantined]
+        assert sorted([*self._free_slots, *quarantined, *used]) == list(range(self.model.num_slots)), "slots are lost"
+
+    def _retire(self, number: int) -> None:
+        for request, run in self._retire_at.pop(number, ()):
+            if request.run == run:
+                self._stop_decoding(request)
+                request.state = State.DRAINING
+                request.last_step = number - 1
+
+    def _grow(self, number: int) -> tuple[list[int], list[int]]:
+        slots: list[int] = []
+        blocks: list[int] = []
+        for request, run in self._grow_at.pop(number, ()):
+            if request.run != run or request.state is not State.DECODING:
+                continue
+            self._publish(request, request.num_planned_at(number - 1))
+            while request.run == run and not self.pool.num_available:
+                self._preempt(victim(each for each in self.running if each.state is not State.DRAINING))
+            if request.run != run:
+                continue
+            [block] = self.pool.take(1)
+            request.blocks.append(block)
+            slots.append(request.slot)
+            blocks.append(block)
+            self._grow_at[number + self.model.block_size].append((request, run))
+        # A request that grew first and was then preempted has no row in this step.
+        alive = [(slot, block) for slot, block in zip(slots, blocks, strict=True) if slot not in self._released]
+        return [slot for slot, _ in alive], [block for _, block in alive]
+
+    def _take_chunks(self, budget: int) -> Iterator[tuple[Request, int]]:
+        """The next pieces of requests that were admitted in earlier steps."""
+        for request in list(self._filling):
+            if budget <= 0:
+                return
+            length = min(budget, len(request.token_ids) - request.num_planned)
+            self._advance(request, length)
+            budget -= length
+            yield request, length
+
+    def _advance(self, request: Request, length: int) -> None:
+        request.num_planned += length
+        self._publish(request, request.num_planned)
+
+    def _admit(self, budget: int) -> Iterator[Request]:
+        """Requests that may begin now, with slot and blocks; the consumer takes its chunk before it asks for more."""
+        passed: list[Request] = []
+        index = 0
+        while index < min(len(self.waiting), LOOKAHEAD) and self._free_slots and budget > 0:
+            request = self.waiting[index]
+            shared = self.pool.find(request.block_hashes[: (len(request.token_ids) - 1) // self.model.block_size])
+            if not self._fits(request, shared):
+                if request.num_overtaken >= MAX_OVERTAKEN:
+                    break
+                passed.append(request)
+                index += 1
+                continue
+            del self.waiting[index]
+            for each in passed:
+                each.num_overtaken += 1
+            self._place(request, shared)
+            budget -= len(request.token_ids) - request.num_planned
+            yield request
+        self._admission_is_futile = bool(passed) and index >= min(len(self.waiting), LOOKAHEAD)
+
+    def _fits(self, request: Request, shared: list[int]) -> bool:
+        """Whether it has blocks to begin with, and all that run then have blocks to end with, as far as one can tell."""
+        block_size = self.model.block_size
+        num_own = -(-len(request.token_ids) // block_size) - len(shared)
+        if num_own + self.pool.num_cached(shared) > self.pool.num_available:
+            return False
+        if not self.running:
+            return True
+        rest = expected_output(request, self.typical_output, block_size)
+        expected = -(-(len(request.token_ids) + rest) // block_size)
+        if self._expected_blocks + expected <= self.pool.num_blocks:
+            return True
+        own = [
+            ((len(each.blocks) - each.num_shared) * block_size, expected_output(each, self.typical_output, block_size))
+            for each in self.running
+        ]
+        common = max(0, self.pool.num_held * block_size - sum(tokens for tokens, _ in own))
+        own.append((num_own * block_size, rest))
+        return common + peak_tokens(own) <= self.pool.num_blocks * block_size
+
+    def _place(self, request: Request, shared: list[int]) -> None:
+        block_size = self.model.block_size
+        self.pool.share(shared)
+        request.blocks = shared + self.pool.take(-(-len(request.token_ids) // block_size) - len(shared))
+        request.num_shared = request.num_published = len(shared)
+        request.num_planned = len(shared) * block_size
+        self.prefix_queries += len(request.token_ids)
+        self.prefix_hits += request.num_planned
+        rest = expected_output(request, self.typical_output, block_size)
+        request.expected_blocks = -(-(len(request.token_ids) + rest) // block_size)
+        self._expected_blocks += request.expected_blocks
+        request.slot = slot = self._free_slots.pop()
+        self.by_slot[slot] = request
+        self.append_of[slot] = request.token_ids.append
+        request.state = State.FILLING
+        request.run += 1
+        self.running[request] = None
+        self._filling.append(request)
+        self.roster += 1
+
+    def _begin_decoding(self, request: Request, number: int) -> None:
+        """File the events of a request whose last known token is computed in step `number`."""
+        known = len(request.token_ids)
+        if request.num_planned < known:
+            return
+        self._filling.remove(request)
+        request.state = State.DECODING
+        request.decode_from = number
+        self.num_decoding += 1
+        entry = (request, request.run)
+        self._grow_at[number + 1 + -known % self.model.block_size].append(entry)
+        last = number + request.num_left - 1
+        self._length_at[last].append(entry)
+        self._retire_at[last + 1].append(entry)
+
+    def _publish(self, request: Request, num_planned: int) -> None:
+        """Let others share the full blocks whose tokens are known and whose computation is planned."""
+        full = min(len(request.token_ids), num_planned) // self.model.block_size
+        for index in range(request.num_published, full):
+            self.pool.publish(request.blocks[index], request.hash_of_block(index, self.model.block_size))
+        request.num_published = max(full, request.num_published)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request's blocks; it waits again once its tokens in flight have come."""
+        self.num_preemptions += 1
+        request.num_preemptions += 1
+        self._leave(request)
+        request.state = State.DRAINING
+        request.last_step = self.number
+        self._preempted.append(request)
+
+    def _leave(self, request: Request) -> None:
+        """Out of the running ones: blocks are given back, and nothing more is planned."""
+        if request.state is State.FILLING:
+            self._filling.remove(request)
+            self._release_slot(request)
+        elif request.state is State.DECODING:
+            self._publish(request, request.num_planned_at(self.number))
+            self._stop_decoding(request)
+        else:
+            self._publish(request, request.num_planned_at(request.last_step))
+        request.run += 1
+        self.pool.release(request.blocks)
+        request.blocks = []
+        self._expected_blocks -= request.expected_blocks
+        del self.running[request]
+        self._admission_is_futile = False
+        self.roster += 1
+
+    def _stop_decoding(self, request: Request) -> None:
+        self.num_decoding -= 1
+        self._release_slot(request)
+
+    def _release_slot(self, request: Request) -> None:
+        """The next step tells the executor; the slot is reused once no result in flight refers to it."""
+        self._released.append(request.slot)
+        self.roster += 1
+        if self.num_in_flight:
+            self._slots_free_at[self.number].append(request.slot)
+        else:
+            self._free_slot(request.slot)
+
+    def _free_slot(self, slot: int) -> None:
+        self.by_slot[slot] = None
+        self.append_of[slot] = _discard
+        self._free_slots.append(slot)
+        self._admission_is_futile = False
+
+
+def _new_request(request: Request, num_cached: int) -> NewRequest:
+    return NewRequest(request.slot, pack(request.token_ids), num_cached, pack(request.blocks), request.params)
+
+
+def _discard(token: int) -> None:
+    """Takes the place of `append` where a slot's tokens are no longer wanted."""

@@ -1,0 +1,209 @@
+"""The tokenizer's state: calls in, requests out; tokens in, finished bytes out. No sockets.
+
+Everything here can be made again from what the gateway keeps: a tokenizer may die at any time.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from octavo.services.tokenizer.call import Call, Choice, Emitted
+from octavo.services.tokenizer.prompts import Prompter
+from octavo.shared.errors import Internal, RequestError, Unavailable
+from octavo.shared.messages import (
+    CallFailed,
+    CallId,
+    Cancel,
+    CancelCall,
+    Enqueue,
+    Generate,
+    Heartbeat,
+    Message,
+    ModelInfo,
+    Progress,
+    Ready,
+    Refused,
+    RequestId,
+    Stats,
+    Text,
+    Tokens,
+    pack,
+    request_id,
+    unpack,
+)
+from octavo.shared.openai import read_request
+from octavo.shared.prefix_hash import hash_blocks, root_hash
+
+log = logging.getLogger(__name__)
+
+
+class Outbox(msgspec.Struct):
+    """What is to be sent: by gateway, and to the scheduler."""
+
+    to_gateways: list[tuple[int, Message]] = []
+    to_scheduler: list[Message] = []
+
+
+class TokenizerCore:
+    """All calls of one tokenizer process."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self._prompter = prompter
+        self._calls: dict[CallId, Call] = {}
+        self._choices: dict[RequestId, tuple[Call, Choice]] = {}
+        self._model: ModelInfo | None = None
+        self._scheduler_boot = b""
+        self._chunks: dict[int, list[tuple[Call, Emitted]]] = {}
+        self._out = Outbox([], [])
+        self.is_ready = False
+        """The scheduler says that it can serve."""
+        self.stats: Stats | None = None
+
+    def take_outbox(self) -> Outbox:
+        """All that has come together, one Text for each gateway."""
+        for gateway, entries in self._chunks.items():
+            self._out.to_gateways.append((gateway, _make_text(entries)))
+        self._chunks = {}
+        out, self._out = self._out, Outbox([], [])
+        return out
+
+    def hear_gateway(self, gateway: int, message: Message) -> None:
+        """A message of a gateway, by its index."""
+        if isinstance(message, CancelCall):
+            self._forget(message.id, tell_scheduler=True)
+        elif isinstance(message, Generate):
+            try:
+                self._begin(gateway, message)
+            except RequestError as error:
+                self._fail(gateway, message.id, error)
+            except Exception:
+                # One call fails and the service lives.
+                log.exception("call failed", extra={"call": message.id.hex()})
+                self._fail(gateway, message.id, Internal("the request could not be prepared"))
+
+    def hear_scheduler(self, message: Message) -> None:
+        if isinstance(message, Tokens):
+            self._take_tokens(message)
+        elif isinstance(message, Ready):
+            self._model = message.model
+            if message.boot != self._scheduler_boot:
+                self._scheduler_boot = message.boot
+                for _, choice in self._choices.values():
+                    self._enqueue(choice)
+            self.is_ready = True
+        elif isinstance(message, Heartbeat):
+            self.is_ready = message.is_ready and self._model is not None
+            self.stats = message.stats
+        elif isinstance(message, Refused):
+            self._refuse(message)
+
+    def lose_scheduler(self) -> None:
+        """It has been silent for too long. Calls wait for its successor, which they are sent to again."""
+        self.is_ready = False
+
+    # Calls
+
+    def _begin(self, gateway: int, message: Generate) -> None:
+        if self._model is None:
+            raise Unavailable("the model is not ready", retry_after_s=1)
+        model, options = self._model, read_request(message.endpoint, message.body)
+        copies, choices = options.n or 1, []
+        for place, prompt in enumerate(self._prompter.prompts(options, model)):
+            packed = pack(prompt)
+            hashes = root_hash(message.salt) + hash_blocks(packed, model.block_size, message.salt)
+            for copy in range(copies):
+                index = place * copies + copy
+                params = self._prompter.params(options, message.id, copy, len(prompt), model)
+                request = Enqueue(request_id(message.id, index), packed, params, hashes)
+                choices.append(Choice(index, request, prompt, self._prompter.vocabulary, options))
+        self._forget(message.id, tell_scheduler=False)
+        call = self._calls[message.id] = Call(message, options, gateway, choices)
+        for choice in choices:
+            self._choices[choice.id] = (call, choice)
+            self._resume(call, choice, message.progress.get(choice.index))
+
+    def _resume(self, call: Call, choice: Choice, progress: Progress | None) -> None:
+        if progress is not None:
+            text = choice.skip_sent(unpack(progress.token_ids), progress.num_chars)
+            if text:
+                self._emit(call, choice, text)
+        if choice.finish_reason is None:
+            self._enqueue(choice)
+
+    def _enqueue(self, choice: Choice) -> None:
+        if choice.finish_reason is None:
+            request = msgspec.structs.replace(choice.request, output_ids=pack(choice.output_ids))
+            self._out.to_scheduler.append(request)
+
+    def _take_tokens(self, message: Tokens) -> None:
+        starts, tokens = unpack(message.starts), unpack(message.token_ids)
+        counts: Sequence[int] = unpack(message.counts) if message.counts else (1,) * len(message.ids)
+        place = 0
+        for index, (id, start, count) in enumerate(zip(message.ids, starts, counts, strict=True)):
+            known = self._choices.get(id)
+            if known is not None:
+                reason = message.finished.get(index) if message.finished else None
+                self._take(known[0], known[1], start, tokens[place : place + count], reason)
+            place += count
+
+    def _take(self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None) -> None:
+        if choice.finish_reason is not None:
+            return
+        num_known = len(choice.output_ids)
+        if start > num_known:
+            log.warning("tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start})
+            self._enqueue(choice)
+            return
+        text = choice.feed(tokens[num_known - start :], reason)
+        if choice.finish_reason is not None and reason is None:
+            # A stop string has ended it; the scheduler cannot know.
+            self._out.to_scheduler.append(Cancel([choice.id]))
+        if text or choice.finish_reason is not None:
+            self._emit(call, choice, text)
+
+    def _emit(self, call: Call, choice: Choice, text: str) -> None:
+        emitted = call.show(choice, text)
+        if emitted is not None:
+            self._chunks.setdefault(call.gateway, []).append((call, emitted))
+        if call.is_finished:
+            self._forget(call.id, tell_scheduler=False)
+
+    # Ends
+
+    def _refuse(self, message: Refused) -> None:
+        known = self._choices.get(message.id)
+        if known is not None:
+            call = known[0]
+            self._out.to_gateways.append((call.gateway, CallFailed(call.id, message.error)))
+            self._forget(call.id, tell_scheduler=True)
+
+    def _fail(self, gateway: int, id: CallId, error: RequestError) -> None:
+        self._out.to_gateways.append((gateway, CallFailed(id, error.info())))
+
+    def _forget(self, id: CallId, tell_scheduler: bool) -> None:
+        call = self._calls.pop(id, None)
+        if call is None:
+            return
+        for choice in call.choices:
+            del self._choices[choice.id]
+        open_ids = [choice.id for choice in call.choices if choice.finish_reason is None]
+        if tell_scheduler and open_ids:
+            self._out.to_scheduler.append(Cancel(open_ids))
+
+
+def _make_text(entries: list[tuple[Call, Emitted]]) -> Text:
+    return Text(
+        ids=[call.id for call, _ in entries],
+        chunks=[emitted[0] for _, emitted in entries],
+        choices=[emitted[1] for _, emitted in entries],
+        token_ids=[emitted[2] for _, emitted in entries],
+        num_chars=[emitted[3] for _, emitted in entries],
+        finished=_last_of_finished(entries),
+    )
+
+
+def _last_of_finished(entries: list[tuple[Call, Emitted]]) -> list[int]:
+    """The last entry of each finished call."""
+    last = {call.id: place for place, (call, _) in enumerate(entries)}
+    return [place for place in last.values() if entries[place][0].is_finished]

@@ -1,0 +1,185 @@
+"""Every setting of Octavo: one field with its default, bounds and meaning; flags and --help follow from it."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from octavo.shared.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+API_KEY_VARIABLE = "OCTAVO_API_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Read once by each process, then passed down. Names and meanings are vLLM's where it has them."""
+
+    model: Annotated[str | None, Meta(description="folder, GGUF file or Hub id; none: SmolLM2-135M-Instruct")] = None
+
+    host: Annotated[str, Meta(description="address to listen on", extra={"group": "HTTP"})] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    gateways: Annotated[int, Meta(ge=1, le=64, description="HTTP processes, all on one port")] = 1
+    tokenizers: Annotated[int, Meta(ge=1, le=64, description="tokenizer processes")] = 1
+    api_key: Annotated[str | None, Meta(description=f"key that clients must send (or {API_KEY_VARIABLE})")] = None
+    insecure: Annotated[bool, Meta(description="listen beyond loopback without a key")] = False
+    served_model_name: Annotated[
+        list[str] | None, Meta(description="names under which the model is served; the first is reported")
+    ] = None
+    max_queued_requests: Annotated[Positive, Meta(description="waiting requests, above which 429 is answered")] = 4096
+
+    device: Annotated[
+        Literal["auto", "cuda", "cpu", "sim"],
+        Meta(description="where the model runs; sim: no model, a known token stream", extra={"group": "model"}),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Meta(description="of weights and KV; auto: the model's, or float32 on a CPU without bfloat16"),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["auto", "dummy"], Meta(description="dummy: random weights from config.json alone")
+    ] = "auto"
+    max_model_len: Annotated[
+        Positive | None, Meta(description="prompt and completion together, in tokens; none: the model's")
+    ] = None
+    seed: Annotated[int, Meta(ge=0, description="of dummy weights and of requests that bring none")] = 0
+
+    max_num_seqs: Annotated[
+        Positive | None,
+        Meta(description="requests that run at once; none: 64 on cpu, 1024 else", extra={"group": "scheduler"}),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        Positive | None, Meta(description="tokens computed in one step; none: 512 on cpu, 8192 else")
+    ] = None
+    enable_prefix_caching: Annotated[bool, Meta(description="share the KV of equal prompt beginnings")] = True
+
+    block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in a KV block", extra={"group": "KV cache"})] = 16
+    num_kv_blocks: Annotated[Positive | None, Meta(description="KV blocks; none: as many as memory allows")] = None
+    gpu_memory_utilization: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="share of the GPU's memory that may be used")
+    ] = 0.92
+    cpu_kv_cache_gib: Annotated[
+        float, Meta(gt=0.0, description="memory for KV blocks on cpu, GiB (at most half of what is free)")
+    ] = 4.0
+
+    sim_step_ms: Annotated[
+        float, Meta(ge=0.0, le=60_000.0, description="how long a simulated step takes", extra={"group": "other"})
+    ] = 0.0
+    runtime_dir: Annotated[
+        str | None, Meta(description="folder of the sockets between processes; none: a fresh private one")
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least severe event that is logged")
+    ] = "warning"
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK and not (self.api_key or self.insecure):
+            raise ConfigError(
+                f"--host {self.host} can be reached from outside: set --api-key, or --insecure if that is meant"
+            )
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"--block-size {self.block_size} is not a power of two")
+
+    @property
+    def model_names(self) -> list[str]:
+        """What clients may call the model; the first is what we call it."""
+        if self.served_model_name:
+            return self.served_model_name
+        return [self.model or "SmolLM2-135M-Instruct"]
+
+    @property
+    def api_keys(self) -> list[str]:
+        return [self.api_key] if self.api_key else []
+
+
+def parse(argv: Sequence[str], prog: str, description: str) -> Config:
+    """The config that command-line flags describe.
+
+    Raises:
+        ConfigError: a value is out of its bounds, or two settings contradict each other.
+        SystemExit: as argparse does, on unknown flags and on --help.
+    """
+    given = vars(_parser(prog, description).parse_args(argv))
+    given.setdefault("api_key", os.environ.get(API_KEY_VARIABLE) or None)
+    return _checked({name: value for name, value in given.items() if value is not None})
+
+
+def to_flags(config: Config) -> list[str]:
+    """Flags that `parse` reads back into an equal config; defaults and the API key are left out."""
+    flags: list[str] = []
+    for field in msgspec.structs.fields(Config):
+        value = getattr(config, field.name)
+        if value == field.default or field.name == "api_key":
+            continue
+        if field.name == "model":
+            flags.append(value)
+        elif isinstance(value, bool):
+            flags.append(_flag(field.name) if value else "--no-" + _flag(field.name)[2:])
+        elif isinstance(value, list):
+            flags += [_flag(field.name), *value]
+        else:
+            flags += [_flag(field.name), str(value)]
+    # The model comes last behind "--", for a list flag before it would swallow it.
+    if config.model is not None:
+        flags.remove(config.model)
+        flags += ["--", config.model]
+    return flags
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        name = place.split("`")[0].split("[")[0]
+        cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"{_flag(name)} {values.get(name)}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    hints = get_type_hints(Config, include_extras=True)
+    group: Any = parser
+    for field in msgspec.structs.fields(Config):
+        kind, meta = _unwrap(hints[field.name])
+        if meta.extra:
+            group = parser.add_argument_group(str(meta.extra["group"]))
+        text = (meta.description or "").replace("%", "%%")
+        if field.default is not None and not isinstance(kind, bool):
+            text += f" (default: {field.default})"
+        if field.name == "model":
+            parser.add_argument("model", nargs="?", help=text, metavar="MODEL")
+        elif kind is bool:
+            group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
+        elif get_origin(kind) is Literal:
+            group.add_argument(_flag(field.name), choices=get_args(kind), help=text)
+        elif get_origin(kind) is list:
+            group.add_argument(_flag(field.name), nargs="+", metavar="NAME", help=text)
+        else:
+            group.add_argument(_flag(field.name), type=kind, metavar=kind.__name__.upper(), help=text)
+    return parser
+
+
+def _unwrap(hint: Any) -> tuple[Any, Meta]:
+    """The plain type and the outermost description behind Annotated and `| None`."""
+    described = Meta()
+    while True:
+        if get_origin(hint) is Annotated:
+            hint, *metas = get_args(hint)
+            described = next((meta for meta in reversed(metas) if meta.description), described)
+        elif type(None) in get_args(hint) and get_origin(hint) is not Literal:
+            others = tuple(kind for kind in get_args(hint) if kind is not type(None))
+            hint = Union[others] if len(others) > 1 else others[0]  # noqa: UP007  # built at run time
+        else:
+            return hint, described

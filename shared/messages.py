@@ -1,0 +1,293 @@
+"""Every message of the system: who sends it to whom, and what each field is.
+
+A *call* is one HTTP request. It has one or more *requests*: one for each prompt and choice. The gateway and
+the tokenizer speak of calls; the tokenizer, the scheduler and the executor of requests.
+
+    gateway -> tokenizer   Generate  CancelCall  Heartbeat
+    tokenizer -> gateway   Serving   Text  CallFailed  Heartbeat
+    tokenizer -> scheduler Join  Enqueue  Cancel  Heartbeat
+    scheduler -> tokenizer Ready  Tokens  Refused  Heartbeat
+    scheduler -> executor  Reset  Step
+    executor -> scheduler  ExecutorReady  StepResult  StepFailed  Heartbeat
+
+Fields are appended with defaults, never moved or removed: an old reader ignores new ones. Lists of token ids,
+blocks and slots travel as raw little-endian int32 (see `pack` and `unpack`).
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from typing import NewType
+
+import msgspec
+
+from octavo.shared.errors import ErrorInfo
+from octavo.shared.sampling import SamplingParams
+
+CallId = NewType("CallId", bytes)
+"""16 random bytes from the gateway."""
+RequestId = NewType("RequestId", bytes)
+"""The call's id and two bytes of index: 18 bytes."""
+
+INT32_BYTES = 4
+
+
+def pack(values: Iterable[int]) -> bytes:
+    """Values within int32 as raw little-endian bytes."""
+    packed = values if isinstance(values, array) else array("i", values)
+    if sys.byteorder == "big":
+        packed = array("i", packed)
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack(data: bytes) -> "array[int]":
+    """The values that `pack` packed.
+
+    Raises:
+        ValueError: the length is not a multiple of four bytes.
+    """
+    values = array("i")
+    values.frombytes(data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def request_id(call: CallId, index: int) -> RequestId:
+    return RequestId(call + index.to_bytes(2, "little"))
+
+
+def call_of(request: RequestId) -> tuple[CallId, int]:
+    """The call and the index that `request_id` joined."""
+    return CallId(request[:16]), int.from_bytes(request[16:], "little")
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """Base of all messages: tagged by class name, fields by place."""
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The scheduler's counters, for /metrics and for admission."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_blocks_used: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """All that the rest of the system must know of the executor's model."""
+
+    vocab_size: int
+    """Width of the logits; every token id is below it."""
+    max_model_len: int
+    """Prompt and completion together, in tokens."""
+    block_size: int
+    """Tokens in a KV block."""
+    num_blocks: int
+    num_slots: int
+    """Requests that may run at once."""
+    max_num_batched_tokens: int
+    """Tokens that a step may compute."""
+    device: str
+    dtype: str
+
+
+class Heartbeat(Message):
+    """Both ways on every edge, from the main loop, so that silence means a dead or stuck process."""
+
+    is_ready: bool = True
+    """The sender and all that it depends on can serve."""
+    stats: Stats | None = None
+
+
+# gateway <-> tokenizer
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a client has already been sent of one choice: a new tokenizer goes on from here."""
+
+    token_ids: bytes = b""
+    num_chars: int = 0
+
+
+class Generate(Message):
+    """One call. Sent again, to another tokenizer, when the first one dies."""
+
+    id: CallId
+    endpoint: str
+    """Key of `shared.openai.ENDPOINTS`; says how to read `body`."""
+    body: bytes
+    """The JSON of the HTTP request, validated."""
+    created_s: int
+    model: str
+    """The name that the client asked for."""
+    salt: bytes = b""
+    """Separates the prefix caches of tenants."""
+    progress: dict[int, Progress] = {}
+    """By choice; empty at first."""
+
+
+class CancelCall(Message):
+    id: CallId
+
+
+class Serving(Message):
+    """A tokenizer's greeting: it can take calls."""
+
+    boot: bytes
+
+
+class Text(Message):
+    """Finished bytes of many calls, one entry a chunk, in columns."""
+
+    ids: list[CallId]
+    chunks: list[bytes]
+    """Server-sent events, or the whole JSON body of a call that does not stream."""
+    choices: list[int]
+    token_ids: list[bytes]
+    """The tokens that this chunk comes from, for the gateway's journal."""
+    num_chars: list[int]
+    """Characters of this choice sent up to and with this chunk."""
+    finished: list[int]
+    """Entries after which nothing follows for their call."""
+
+
+class CallFailed(Message):
+    id: CallId
+    error: ErrorInfo
+
+
+# tokenizer <-> scheduler
+
+
+class Join(Message):
+    """A tokenizer's greeting, answered by Ready as soon as there is a model."""
+
+    boot: bytes
+
+
+class Enqueue(Message):
+    """One request. Idempotent by id: sent again it re-attaches, and what it lacks is sent once more."""
+
+    id: RequestId
+    prompt_ids: bytes
+    params: SamplingParams
+    block_hashes: bytes = b""
+    """16 bytes for the root of the chain and for each full block of the prompt; empty: nothing is shared."""
+    output_ids: bytes = b""
+    """Tokens of the completion that the sender already has."""
+
+
+class Cancel(Message):
+    ids: list[RequestId]
+
+
+class Ready(Message):
+    """The scheduler has an executor. A new `boot` means that it knows nothing of earlier requests."""
+
+    boot: bytes
+    model: ModelInfo
+
+
+class Tokens(Message):
+    """New tokens of many requests, in columns."""
+
+    ids: list[RequestId]
+    starts: bytes
+    """int32: the place in its completion of each entry's first token."""
+    counts: bytes
+    """int32: tokens of each entry; empty when every entry has one."""
+    token_ids: bytes
+    """int32: all entries' tokens, one after another."""
+    finished: dict[int, str] = {}
+    """Entry -> finish reason: "stop" or "length"."""
+
+
+class Refused(Message):
+    """A request ends without (more) tokens."""
+
+    id: RequestId
+    error: ErrorInfo
+
+
+# scheduler <-> executor
+
+
+class Reset(Message):
+    """A new epoch begins: forget every slot."""
+
+    epoch: int
+
+
+class NewRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request as the executor first hears of it."""
+
+    slot: int
+    token_ids: bytes
+    """All known tokens: the prompt, then what was generated before a preemption."""
+    num_computed: int
+    """Tokens whose KV already lies in the blocks: a cached prefix."""
+    blocks: bytes
+    """int32 block ids, one for each `block_size` positions."""
+    params: SamplingParams
+
+
+class Step(Message):
+    """One step, as the difference to the one before.
+
+    The executor computes one token for every slot that is decoding, and for each entry of `chunk_slots` the next
+    `chunk_lengths` tokens of its known ones. A slot begins to decode once all its known tokens are computed: the
+    step that computes the last of them samples its first new token.
+    """
+
+    epoch: int
+    number: int
+    released: bytes = b""
+    """int32 slots to forget before anything else."""
+    new: list[NewRequest] = []
+    grown_slots: bytes = b""
+    """int32: slots that get another block in this step."""
+    grown_blocks: bytes = b""
+    """int32: the block that each of them gets."""
+    chunk_slots: bytes = b""
+    chunk_lengths: bytes = b""
+
+
+class StepResult(Message):
+    """The tokens that a step sampled: one for each decoding slot and each finished prompt."""
+
+    epoch: int
+    number: int
+    slots: bytes
+    token_ids: bytes
+
+
+class ExecutorReady(Message):
+    boot: bytes
+    model: ModelInfo
+
+
+class StepFailed(Message):
+    """The executor could not run a step and is about to end."""
+
+    epoch: int
+    number: int
+    reason: str
+
+
+TO_TOKENIZER_FROM_GATEWAY = Generate | CancelCall | Heartbeat
+TO_GATEWAY = Serving | Text | CallFailed | Heartbeat
+TO_SCHEDULER_FROM_TOKENIZER = Join | Enqueue | Cancel | Heartbeat
+TO_TOKENIZER_FROM_SCHEDULER = Ready | Tokens | Refused | Heartbeat
+TO_EXECUTOR = Reset | Step | Heartbeat
+TO_SCHEDULER_FROM_EXECUTOR = ExecutorReady | StepResult | StepFailed | Heartbeat
