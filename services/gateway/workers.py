@@ -145,7 +145,9 @@ class Workers:
 
     def _receive(self) -> None:
         """Take what has come: a bounded part of it, so that a flood cannot keep the loop from its streams."""
-        self._again = None
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         now = time.monotonic()
         try:
             for address, message in self._hub.receive():

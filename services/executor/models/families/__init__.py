@@ -48,6 +48,9 @@ def build_spec(config: Config) -> tuple[Family, Decoder]:
     if model_type not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise ModelError(f"model_type {model_type!r} is not supported; supported: {supported}")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method")
+        raise ModelError(f"the weights are quantized by {method!r}, which is not supported")
     found = FAMILIES[model_type]
     try:
         return found, found.build(found.complete(config))
