@@ -62,7 +62,8 @@ def dequantize(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     rows = values.view(-1, _BLOCK)
     blocks = torch.from_numpy(file.stored(name)).view(len(rows), -1)  # [blocks, bytes of one]
     with _one_thread():
-        for some_blocks, some_rows in zip(blocks.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True):
+        pairs = zip(torch.split(blocks, _AT_ONCE), torch.split(rows, _AT_ONCE), strict=True)
+        for some_blocks, some_rows in pairs:
             some_rows.copy_(unpack(some_blocks))
     return values
 
@@ -104,7 +105,8 @@ def _half(blocks: Tensor, index: int) -> Tensor:
 
 def _nibbles(packed: Tensor) -> Tensor:
     """uint8 [blocks, 16] to [blocks, 32]: the low halves of all bytes, then the high; 8 at a time."""
-    words = packed.contiguous().view(torch.int64)
+    # A copy even where there is but one block, which counts as contiguous wherever it starts.
+    words = packed.clone(memory_format=torch.contiguous_format).view(torch.int64)
     return torch.cat((words, words >> 4), 1).bitwise_and_(_LOW_NIBBLES).view(torch.uint8)
 
 

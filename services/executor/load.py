@@ -98,9 +98,7 @@ def _read_named(
 
     if config.load_format == "dummy":
         return dict(dummy_weights(spec, config.seed, dtype))
-    named = dict(read_weights(files, family, model_config, dtype))
-    check_weights(spec, named)
-    return named
+    return dict(check_weights(spec, read_weights(files, family, model_config, dtype)))
 
 
 def _choose_device(config: Config) -> str:

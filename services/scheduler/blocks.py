@@ -3,7 +3,7 @@
 A block is in one of three states:
 
     held      referenced by one request or more
-    cached    referenced by none, but its content may be wanted again: evicted last used first out
+    cached    referenced by none, but its content may be wanted again: evicted least recently used first
     free      referenced by none, content unknown
 """
 
@@ -20,7 +20,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, is_caching: bool = True) -> None:
         self.num_blocks = num_blocks
-        self._is_caching = is_caching
+        self.is_caching = is_caching
         # The lowest free block is taken first, so that a lone request's blocks lie side by side.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -61,7 +61,7 @@ class BlockPool:
     def take(self, count: int) -> list[int]:
         """Hold `count` blocks of unknown content, evicting the longest unused cached ones if need be."""
         if count > self.num_available:
-            raise OutOfBlocks(f"{count} blocks wanted; {self.num_available} of {self.num_blocks} are available")
+            raise OutOfBlocks(f"{count} blocks wanted; {self.num_available} of {self.num_blocks} are there")
         blocks = []
         for _ in range(count):
             block = self._free.pop() if self._free else self._evict()
@@ -71,7 +71,7 @@ class BlockPool:
 
     def publish(self, block: int, content: bytes) -> None:
         """Make a held block findable. The first block with some content stays the one that is found."""
-        if self._is_caching and self._hash_of[block] is None and content not in self._block_of:
+        if self.is_caching and self._hash_of[block] is None and content not in self._block_of:
             self._hash_of[block] = content
             self._block_of[content] = block
 
@@ -88,7 +88,7 @@ class BlockPool:
                 self._cached[block] = None
 
     def check(self, holders: Sequence[Sequence[int]]) -> None:
-        """Raise AssertionError unless references are exactly those of `holders` and every block is somewhere."""
+        """Raise AssertionError unless references are those of `holders` and every block is somewhere."""
         wanted = [0] * self.num_blocks
         for blocks in holders:
             for block in blocks:

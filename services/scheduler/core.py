@@ -1,21 +1,22 @@
 """The scheduler as a pure state machine: step(now, inbox) -> outbox. No sockets, no clock, no randomness.
 
-It joins three parties: tokenizers that enqueue requests, the planner that decides, and the executor that computes.
+It joins three parties: tokenizers that enqueue requests, a planner that decides, an executor that computes.
 """
 
 import logging
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from operator import itemgetter, sub
+from collections.abc import Sequence
 
 import msgspec
 
+from octavo.services.scheduler.finished import FinishedRequests
 from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.policy import retry_after_s
-from octavo.services.scheduler.request import Request, State
+from octavo.services.scheduler.request import Request
+from octavo.services.scheduler.rows import TokenizerRows, group_rows
 from octavo.shared.errors import InvalidRequest, Overloaded, RequestError
 from octavo.shared.messages import (
+    INT32_BYTES,
     Cancel,
     Enqueue,
     ExecutorReady,
@@ -27,7 +28,6 @@ from octavo.shared.messages import (
     RequestId,
     Reset,
     Stats,
-    Step,
     StepFailed,
     StepResult,
     Tokens,
@@ -42,9 +42,8 @@ STEPS_AHEAD = 2
 """Steps in flight at most: one that runs, and one that the executor finds waiting."""
 ORPHANED_S = 15.0
 """How long a request outlives its tokenizer: so long its gateway has to bring it back through another one."""
-KEPT_FINISHED = 4096
-"""Finished requests whose tokens are kept for a tokenizer that takes over from a dead one."""
-KEPT_TOKENS = 4_000_000
+PACE_S = 5.0
+"""Over how long finished requests are counted, to tell refused clients when to come back."""
 
 
 class Outbox(msgspec.Struct):
@@ -62,59 +61,35 @@ class Inbox(msgspec.Struct):
     lost: Sequence[Address] = ()
 
 
-class _Finished(msgspec.Struct, frozen=True):
-    output_ids: bytes
-    reason: str
-
-
-class _Group(msgspec.Struct, frozen=True):
-    """The rows of one step's result that go to one tokenizer."""
-
-    route: Address
-    requests: list[Request]
-    ids: list[RequestId]
-    arrays: "list[array[int]]"
-    num_prompts: list[int]
-    pick: Callable[[Sequence[int]], Sequence[int]] | None
-    """Chooses the group's tokens from all rows; None when it has all."""
-
-
 class Scheduler:
     """All state of the scheduler process."""
 
     def __init__(self, boot: bytes, max_queued_requests: int, is_caching: bool = True) -> None:
         self.boot = boot
+        self.planner: Planner | None = None
+        """Lives as long as an executor does."""
         self._max_queued = max_queued_requests
         self._is_caching = is_caching
         self._now = 0.0
         self._out = Outbox()
-        self._planner: Planner | None = None
         self._executor: Address | None = None
-        self._executor_heard = 0.0
         self._epoch = 0
         self._tokenizers: dict[Address, float] = {}  # when each was last heard
         self._requests: dict[RequestId, Request] = {}
-        self._orphans: dict[RequestId, float] = {}
-        self._finished: OrderedDict[RequestId, _Finished] = OrderedDict()
-        self._num_kept_tokens = 0
+        self._orphans: dict[RequestId, float] = {}  # when each is given up
+        self._finished = FinishedRequests()
         self._stop_counts: dict[int, int] = {}  # stop token -> requests that stop at it
         self._past = Stats()
         self._num_arrived = self._prompt_tokens = self._generation_tokens = 0
         self._finished_per_s = 0.0
         self._num_finished_lately, self._lately = 0, 0.0
-        self._groups: list[_Group] = []
+        self._groups: list[TokenizerRows] = []
         self._groups_of: tuple[int, bytes] | None = None
         self._next_heartbeat = 0.0
 
     @property
     def is_ready(self) -> bool:
-        return self._planner is not None
-
-    @property
-    def wants_step(self) -> bool:
-        """Whether another step could be planned at once."""
-        planner = self._planner
-        return planner is not None and planner.num_in_flight < STEPS_AHEAD and planner.has_work
+        return self.planner is not None
 
     def step(self, now: float, inbox: Inbox) -> Outbox:
         """Take in what came, then plan as many steps as may be in flight.
@@ -130,30 +105,28 @@ class Scheduler:
             self._hear_tokenizer(address, message)
         for address in inbox.lost:
             self._lose(address)
-        self._plan()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_S
             self._beat()
+        self._plan()
         return self._out
 
     def stats(self) -> Stats:
         """Counters since the start, over all epochs."""
-        planner, past = self._planner, self._past
-        base = Stats(prompt_tokens=self._prompt_tokens, generation_tokens=self._generation_tokens)
+        planner, past = self.planner, self._past
+        num_running = 0 if planner is None else len(planner.running)
+        stats = msgspec.structs.replace(
+            past, num_running=num_running, num_waiting=len(self._requests) - num_running, num_blocks_used=0,
+            prompt_tokens=self._prompt_tokens, generation_tokens=self._generation_tokens,
+        )  # fmt: skip
         if planner is None:
-            return msgspec.structs.replace(
-                past, num_waiting=len(self._requests), prompt_tokens=base.prompt_tokens,
-                generation_tokens=base.generation_tokens, num_running=0, num_blocks_used=0,
-            )  # fmt: skip
-        return Stats(
-            num_running=len(planner.running),
-            num_waiting=len(self._requests) - len(planner.running),
+            return stats
+        return msgspec.structs.replace(
+            stats,
             num_blocks=planner.pool.num_blocks,
             num_blocks_used=planner.pool.num_held,
             num_steps=past.num_steps + planner.number,
             num_preemptions=past.num_preemptions + planner.num_preemptions,
-            prompt_tokens=base.prompt_tokens,
-            generation_tokens=base.generation_tokens,
             prefix_queries=past.prefix_queries + planner.prefix_queries,
             prefix_hits=past.prefix_hits + planner.prefix_hits,
         )
@@ -165,8 +138,7 @@ class Scheduler:
             self._welcome_executor(address, message.model)
         elif address != self._executor:
             return  # the last words of one that was given up
-        self._executor_heard = self._now
-        if isinstance(message, StepResult) and message.epoch == self._epoch:
+        elif isinstance(message, StepResult) and message.epoch == self._epoch:
             self._settle(message)
         elif isinstance(message, StepFailed):
             log.error("the executor failed", extra={"step": message.number, "reason": message.reason})
@@ -176,34 +148,29 @@ class Scheduler:
         self._lose_executor()
         self._executor = address
         self._epoch += 1
-        self._planner = planner = Planner(model, self._epoch, self._is_caching)
-        for request in self._requests.values():
-            planner.waiting.append(request)
+        self.planner = Planner(model, self._epoch, self._is_caching)
         self._out.to_executor.append((address, Reset(self._epoch)))
         for tokenizer in self._tokenizers:
             self._out.to_tokenizers.append((tokenizer, Ready(self.boot, model)))
+        for request in list(self._requests.values()):
+            self._enter(self.planner, request)
         log.info("executor ready", extra={"epoch": self._epoch, "blocks": model.num_blocks})
 
     def _lose_executor(self) -> None:
-        """Every running request waits again, oldest first; the tokens committed so far stay."""
-        planner = self._planner
+        """Every running request waits again; the tokens committed so far stay."""
+        planner = self.planner
         if planner is None:
             return
         self._past = self.stats()
-        everyone = planner.everyone()
-        for request in everyone:
-            if request.state is not State.WAITING:
-                request.go_back()
-        self._requests = {request.id: request for request in everyone}
-        self._planner = self._executor = None
+        planner.stop()
+        self.planner = self._executor = None
         self._groups_of = None
 
     # The tokenizers' messages
 
     def _hear_tokenizer(self, address: Address, message: Message) -> None:
         if address not in self._tokenizers:
-            if self._planner is not None:
-                self._out.to_tokenizers.append((address, Ready(self.boot, self._planner.model)))
+            self._greet(address)
         self._tokenizers[address] = self._now
         if isinstance(message, Enqueue):
             try:
@@ -214,47 +181,68 @@ class Scheduler:
             for id in message.ids:
                 self._cancel(id, address)
 
+    def _greet(self, address: Address) -> None:
+        """A tokenizer is new, or was given up too early: then its requests are no orphans."""
+        if self.planner is not None:
+            self._out.to_tokenizers.append((address, Ready(self.boot, self.planner.model)))
+        for id in [id for id in self._orphans if self._requests[id].route == address]:
+            del self._orphans[id]
+
     def _enqueue(self, address: Address, message: Enqueue) -> None:
         known = self._requests.get(message.id)
         if known is not None:
-            self._reattach(known, address, len(message.output_ids) // 4)
+            self._reattach(known, address, len(message.output_ids) // INT32_BYTES)
             return
         kept = self._finished.get(message.id)
         if kept is not None:
-            start = len(message.output_ids) // 4
+            start = len(message.output_ids) // INT32_BYTES
             self._send_tokens(address, message.id, start, unpack(kept.output_ids)[start:], kept.reason)
             return
         request = self._new_request(address, message)
-        if request.num_left <= 0:
-            self._send_tokens(address, request.id, request.num_output, array("i"), "length")
-            return
-        if self._planner is not None:
-            self._planner.add(request)
         self._requests[request.id] = request
         self._prompt_tokens += request.num_prompt
         for token in request.params.stop_token_ids:
             self._stop_counts[token] = self._stop_counts.get(token, 0) + 1
+        if self.planner is not None:
+            self._enter(self.planner, request)
 
     def _new_request(self, address: Address, message: Enqueue) -> Request:
         """The request of a message. Raises RequestError if it must not enter."""
-        num_running = 0 if self._planner is None else len(self._planner.running)
-        num_waiting = len(self._requests) - num_running
+        num_waiting = len(self._requests) - (0 if self.planner is None else len(self.planner.running))
         if num_waiting >= self._max_queued and not message.output_ids:
             raise Overloaded(
                 f"too many streams: {num_waiting} requests are waiting; at most {self._max_queued} may wait",
                 retry_after_s=retry_after_s(num_waiting, self._finished_per_s),
             )
-        prompt = unpack(message.prompt_ids)
-        if not prompt:
+        if len(message.prompt_ids) % INT32_BYTES or len(message.output_ids) % INT32_BYTES:
+            raise InvalidRequest(f"prompt: {len(message.prompt_ids)} bytes are no whole token ids", "prompt")
+        if not message.prompt_ids:
             raise InvalidRequest("prompt: it has no tokens", "prompt")
-        if self._planner is not None:
-            _check_prompt(prompt, self._planner.model)
+        prompt = unpack(message.prompt_ids)
         request = Request(message.id, address, message.params, prompt, message.block_hashes)
         request.token_ids.extend(unpack(message.output_ids))
         request.is_resumed = request.num_output > 0
         self._num_arrived += 1
         request.arrival = self._num_arrived
         return request
+
+    def _enter(self, planner: Planner, request: Request) -> None:
+        """Hand a request to the planner, unless it is at its end already or does not suit the model."""
+        planner.add(request)
+        try:
+            _check_prompt(request, planner.model)
+        except RequestError as error:
+            self._out.to_tokenizers.append((request.route, Refused(request.id, error.info())))
+            self._forget(request)
+            return
+        if request.num_output > 0 and request.token_ids[-1] in request.params.stop_token_ids:
+            request.finish_reason = "stop"
+        elif request.num_left <= 0:
+            request.finish_reason = "length"
+        if request.finish_reason:
+            nothing = array("i")
+            self._send_tokens(request.route, request.id, request.num_output, nothing, request.finish_reason)
+            self._end(request)
 
     def _reattach(self, request: Request, address: Address, num_known: int) -> None:
         self._orphans.pop(request.id, None)
@@ -282,60 +270,36 @@ class Scheduler:
     # Steps
 
     def _plan(self) -> None:
-        planner, executor = self._planner, self._executor
+        planner, executor = self.planner, self._executor
         if planner is None or executor is None:
             return
-        while planner.num_in_flight < STEPS_AHEAD:
-            step: Step | None = planner.plan()
-            if step is None:
-                return
+        while planner.num_in_flight < STEPS_AHEAD and (step := planner.plan()) is not None:
             self._out.to_executor.append((executor, step))
 
     def _settle(self, result: StepResult) -> None:
-        planner = self._planner
+        planner = self.planner
         assert planner is not None
         tokens = unpack(result.token_ids)
-        self._generation_tokens += len(tokens)
         groups = self._group(planner, result.slots)
-        starts = [array("i", map(sub, map(len, group.arrays), group.num_prompts)) for group in groups]
+        starts = [group.starts() for group in groups]
         ended = planner.commit(result)
         if not self._stop_counts.keys().isdisjoint(tokens):
             # A token that is both the last allowed and a stop token ends as "stop".
-            ended = list(dict.fromkeys(ended + self._stopped(groups, tokens)))
+            ended = list(dict.fromkeys(ended + _stopped(groups, tokens)))
         reasons = {request.id: request.finish_reason for request in ended}
         for group, group_starts in zip(groups, starts, strict=True):
-            chosen = tokens if group.pick is None else group.pick(tokens)
-            finished = {i: reasons[id] for i, id in enumerate(group.ids) if id in reasons} if reasons else {}
-            message = Tokens(group.ids, pack(group_starts), b"", pack(chosen), finished)
-            self._out.to_tokenizers.append((group.route, message))
+            self._generation_tokens += len(group.ids)
+            self._out.to_tokenizers.append((group.route, group.message(group_starts, tokens, reasons)))
         for request in ended:
-            self._keep_finished(request)
-            self._forget(request)
+            self._end(request)
         planner.after_commit()
 
-    def _group(self, planner: Planner, slots: bytes) -> list[_Group]:
+    def _group(self, planner: Planner, slots: bytes) -> list[TokenizerRows]:
         """Rows by tokenizer. The same as last time unless a row has changed hands."""
-        if self._groups_of == (planner.roster, slots):
-            return self._groups
-        by_route: dict[Address, list[tuple[int, Request]]] = {}
-        rows = planner.rows_of(slots)
-        for index, request in enumerate(rows):
-            if request is not None:
-                by_route.setdefault(request.route, []).append((index, request))
-        self._groups = [_make_group(route, members, len(rows)) for route, members in by_route.items()]
-        self._groups_of = (planner.roster, slots)
+        if self._groups_of != (planner.roster, slots):
+            self._groups = group_rows(planner.rows_of(slots))
+            self._groups_of = (planner.roster, slots)
         return self._groups
-
-    def _stopped(self, groups: list[_Group], tokens: "array[int]") -> list[Request]:
-        """Requests whose newest token is one that they stop at."""
-        stopped = []
-        for group in groups:
-            chosen = tokens if group.pick is None else group.pick(tokens)
-            for request, token in zip(group.requests, chosen, strict=True):
-                if token in request.params.stop_token_ids:
-                    request.finish_reason = "stop"
-                    stopped.append(request)
-        return stopped
 
     def _send_tokens(
         self, address: Address, id: RequestId, start: int, tokens: "array[int]", finish_reason: str
@@ -346,30 +310,25 @@ class Scheduler:
 
     # Ends
 
+    def _end(self, request: Request) -> None:
+        """A request has all its tokens."""
+        self._num_finished_lately += 1
+        self._finished.keep(request)
+        self._forget(request)
+
     def _forget(self, request: Request) -> None:
-        if self._requests.pop(request.id, None) is None:
-            return
-        if self._planner is not None:
-            self._planner.finish(request)
+        del self._requests[request.id]
+        if self.planner is not None:
+            self.planner.finish(request)
         self._orphans.pop(request.id, None)
         for token in request.params.stop_token_ids:
             self._stop_counts[token] -= 1
             if not self._stop_counts[token]:
                 del self._stop_counts[token]
 
-    def _keep_finished(self, request: Request) -> None:
-        self._num_finished_lately += 1
-        output_ids = pack(request.token_ids[request.num_prompt :])
-        self._finished[request.id] = _Finished(output_ids, request.finish_reason)
-        self._num_kept_tokens += request.num_output
-        while len(self._finished) > KEPT_FINISHED or self._num_kept_tokens > KEPT_TOKENS:
-            _, oldest = self._finished.popitem(last=False)
-            self._num_kept_tokens -= len(oldest.output_ids) // 4
-
     def _beat(self) -> None:
         """Twice a second: tell everyone that we live, and give up those that do not."""
-        stats = self.stats()
-        beat = Heartbeat(self.is_ready, stats)
+        beat = Heartbeat(self.is_ready, self.stats())
         for address in self._tokenizers:
             self._out.to_tokenizers.append((address, beat))
         if self._executor is not None:
@@ -378,39 +337,37 @@ class Scheduler:
             if self._now - heard > SILENCE_S:
                 self._lose(address)
         for id, deadline in list(self._orphans.items()):
-            if self._now > deadline and id in self._requests:
+            if self._now > deadline:
+                log.warning("an orphaned request is given up", extra={"request": id.hex()})
                 self._forget(self._requests[id])
-        if self._now - self._lately >= 5.0:
+        if self._now - self._lately >= PACE_S:
             self._finished_per_s = self._num_finished_lately / (self._now - self._lately)
             self._num_finished_lately, self._lately = 0, self._now
 
 
-def _check_prompt(prompt: "array[int]", model: ModelInfo) -> None:
-    if not 0 <= min(prompt) <= max(prompt) < model.vocab_size:
-        wrong = next(token for token in prompt if not 0 <= token < model.vocab_size)
+def _stopped(groups: list[TokenizerRows], tokens: "array[int]") -> list[Request]:
+    """Requests whose newest token is one that they stop at."""
+    stopped = []
+    for group in groups:
+        for request, token in zip(group.requests, group.choose(tokens), strict=True):
+            if token in request.params.stop_token_ids:
+                request.finish_reason = "stop"
+                stopped.append(request)
+    return stopped
+
+
+def _check_prompt(request: Request, model: ModelInfo) -> None:
+    """Raises InvalidRequest if the model cannot take a request's tokens."""
+    if not 0 <= min(request.token_ids) <= max(request.token_ids) < model.vocab_size:
+        wrong = next(token for token in request.token_ids if not 0 <= token < model.vocab_size)
         raise InvalidRequest(
-            f"prompt: token id {wrong} is outside the vocabulary; ids are 0 to {model.vocab_size - 1}", "prompt"
+            f"prompt: token id {wrong} is outside the vocabulary; ids are 0 to {model.vocab_size - 1}",
+            "prompt",
         )
-    if len(prompt) >= model.max_model_len:
+    if request.num_prompt >= model.max_model_len:
         raise InvalidRequest(
-            f"prompt: it has {len(prompt)} tokens; this model takes {model.max_model_len} with the completion, "
-            f"so at most {model.max_model_len - 1} are left for the prompt",
+            f"prompt: it has {request.num_prompt} tokens; this model takes {model.max_model_len} with the "
+            f"completion, so at most {model.max_model_len - 1} are left for the prompt",
             "prompt",
             "context_length_exceeded",
         )
-
-
-def _make_group(route: Address, members: list[tuple[int, Request]], num_rows: int) -> _Group:
-    requests = [request for _, request in members]
-    pick: Callable[[Sequence[int]], Sequence[int]] | None = None
-    if len(members) == 1 < num_rows:
-        only = members[0][0]
-        pick = itemgetter(slice(only, only + 1))  # itemgetter of one index would give no sequence
-    elif len(members) < num_rows:
-        pick = itemgetter(*(index for index, _ in members))
-    return _Group(
-        route, requests, [request.id for request in requests], [request.token_ids for request in requests],
-        [request.num_prompt for request in requests], pick,
-    )  # fmt: skip
-
-

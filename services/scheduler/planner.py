@@ -1,16 +1,17 @@
 """The planner: which requests run, in which blocks, and what each step computes.
 
 Steps are planned ahead of their results. While nothing changes, a step costs nothing here: every event of a
-decoding request (it needs a block, it reaches its length) is known when it begins to decode, and is filed under
-the number of the step in which it happens. The executor runs steps in order, which is why blocks may be given to
-others, and prompts' blocks be shared, as soon as the step that last wrote them is planned.
+decoding request (it needs a block, or it reaches its length before that) is known a block ahead, and is filed
+under the number of the step in which it happens. The executor runs steps in order, which is why blocks may be
+given to others, and prompts' blocks be shared, as soon as the step that last wrote them is planned.
 """
 
+from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 
 from octavo.services.scheduler.blocks import BlockPool
-from octavo.services.scheduler.policy import LOOKAHEAD, MAX_OVERTAKEN, expected_output, peak_tokens, victim
+from octavo.services.scheduler.policy import LOOKAHEAD, MAX_OVERTAKEN, FuturePeak, expected_output, victim
 from octavo.services.scheduler.request import Request, State
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack, unpack
 
@@ -25,10 +26,13 @@ class Planner:
     """Plans steps and settles their results. Knows no sockets and no clock."""
 
     def __init__(self, model: ModelInfo, epoch: int, is_caching: bool = True) -> None:
+        room = model.num_blocks * model.block_size
+        assert model.max_model_len <= room, f"{model.max_model_len} tokens would never fit in {room}"
         self.model = model
         self.epoch = epoch
         self.pool = BlockPool(model.num_blocks, is_caching)
         self.waiting: deque[Request] = deque()
+        """Those that have run before come first, then by arrival."""
         self.running: dict[Request, None] = {}
         """Filling, decoding and draining requests, oldest admission first."""
         self.number = 0
@@ -50,27 +54,21 @@ class Planner:
         self._released: list[int] = []
         self._expected_blocks = 0
         self._grow_at: _Filed = defaultdict(list)
-        self._retire_at: _Filed = defaultdict(list)
-        self._length_at: _Filed = defaultdict(list)
+        self._ends_at: _Filed = defaultdict(list)
+        self._num_rows_at: dict[int, int] = {}
         self._slots_free_at: defaultdict[int, list[int]] = defaultdict(list)
         self._preempted: list[Request] = []
+        self._peak: FuturePeak | None = None
         self._admission_is_futile = False
 
     @property
     def num_in_flight(self) -> int:
         return self.number - self.num_settled
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a step planned now would compute anything."""
-        return bool(self.num_decoding or self._filling or self.waiting)
-
     def add(self, request: Request) -> None:
         """Let a request wait for its turn."""
-        if request.is_resumed:
-            self.waiting.appendleft(request)
-        else:
-            self.waiting.append(request)
+        request.max_output = min(request.params.max_tokens, self.model.max_model_len - request.num_prompt)
+        insort(self.waiting, request, key=lambda each: (not each.is_resumed, each.arrival))
         if request.is_resumed or len(self.waiting) <= LOOKAHEAD:
             self._admission_is_futile = False
 
@@ -97,6 +95,7 @@ class Planner:
         self.number = number
         for request, _ in chunks:
             self._begin_decoding(request, number)
+        self._num_rows_at[number] = self.num_decoding
         step = Step(
             self.epoch, number, pack(self._released), new, pack(grown_slots), pack(grown_blocks),
             pack([request.slot for request, _ in chunks]), pack([length for _, length in chunks]),
@@ -111,21 +110,19 @@ class Planner:
         """
         assert result.number == self.num_settled + 1, f"step {result.number} came after {self.num_settled}"
         slots, tokens = unpack(result.slots), unpack(result.token_ids)
+        num_rows = self._num_rows_at.pop(result.number)
+        assert len(slots) == num_rows, f"step {result.number} has {len(slots)} tokens, not {num_rows}"
         append_of = self.append_of
         for slot, token in zip(slots, tokens, strict=True):
             append_of[slot](token)
         self.num_settled = number = result.number
-        ended = []
-        for request, run in self._length_at.pop(number, ()):
-            if request.run == run:
-                ended.append(request)
-        ended += [request for request in self._preempted if request.num_left <= 0]
+        ended = [request for request, run in self._ends_at.pop(number, ()) if request.run == run]
         for request in ended:
             request.finish_reason = "length"
         return ended
 
     def after_commit(self) -> None:
-        """Give back the slots that no step in flight refers to, and queue those preempted that are complete."""
+        """Give back slots that no step in flight refers to; let preempted requests wait again."""
         for slot in self._slots_free_at.pop(self.num_settled, ()):
             self._free_slot(slot)
         for request in [each for each in self._preempted if each.last_step <= self.num_settled]:
@@ -134,13 +131,15 @@ class Planner:
             self.add(request)
 
     def finish(self, request: Request) -> None:
-        """The request ends, wherever it stands: nothing of it is left but tokens in flight, which are dropped."""
+        """The request ends, wherever it stands. Its tokens in flight are dropped."""
         if request.state is State.FINISHED:
             return
         if request.state is State.WAITING:
             self.waiting.remove(request)
+            self._admission_is_futile = False
         elif request in self._preempted:
             self._preempted.remove(request)
+            self.roster += 1
         else:
             self.typical_output += TYPICAL_WEIGHT * (request.num_output - self.typical_output)
             self._leave(request)
@@ -154,29 +153,31 @@ class Planner:
         owners = (self.by_slot[slot] for slot in unpack(slots))
         return [None if each is None or each.state is State.FINISHED else each for each in owners]
 
-    def everyone(self) -> list[Request]:
-        """All requests that have not finished, those that ran first."""
-        return [*self.running, *self._preempted, *self.waiting]
+    def stop(self) -> None:
+        """The executor is gone: who is running waits again, with nothing but the tokens committed so far."""
+        for request in [*self.running, *self._preempted]:
+            request.go_back()
 
     def check(self) -> None:
         """Raise AssertionError if blocks or slots are lost or doubled."""
         self.pool.check([request.blocks for request in self.running])
         quarantined = [slot for slots in self._slots_free_at.values() for slot in slots]
         used = [request.slot for request in self.running if request.slot not in quarantined]
-        assert sorted([*self._free_slots, *quarantined, *used]) == list(range(self.model.num_slots)), "slots are lost"
+        slots = sorted([*self._free_slots, *quarantined, *used])
+        assert slots == list(range(self.model.num_slots)), "slots are lost or doubled"
 
     def _retire(self, number: int) -> None:
-        for request, run in self._retire_at.pop(number, ()):
-            if request.run == run:
+        """Release the slots of those that had their last row in the step before, whose result is to come."""
+        for request, run in self._ends_at.get(number - 1, ()):
+            if request.run == run and request.state is State.DECODING:
                 self._stop_decoding(request)
                 request.state = State.DRAINING
-                request.last_step = number - 1
 
     def _grow(self, number: int) -> tuple[list[int], list[int]]:
         slots: list[int] = []
         blocks: list[int] = []
         for request, run in self._grow_at.pop(number, ()):
-            if request.run != run or request.state is not State.DECODING:
+            if request.run != run:
                 continue
             self._publish(request, request.num_planned_at(number - 1))
             while request.run == run and not self.pool.num_available:
@@ -187,9 +188,10 @@ class Planner:
             request.blocks.append(block)
             slots.append(request.slot)
             blocks.append(block)
-            self._grow_at[number + self.model.block_size].append((request, run))
+            self._file(request, number + self.model.block_size)
         # A request that grew first and was then preempted has no row in this step.
-        alive = [(slot, block) for slot, block in zip(slots, blocks, strict=True) if slot not in self._released]
+        pairs = zip(slots, blocks, strict=True)
+        alive = [(slot, block) for slot, block in pairs if slot not in self._released]
         return [slot for slot, _ in alive], [block for _, block in alive]
 
     def _take_chunks(self, budget: int) -> Iterator[tuple[Request, int]]:
@@ -207,17 +209,20 @@ class Planner:
         self._publish(request, request.num_planned)
 
     def _admit(self, budget: int) -> Iterator[Request]:
-        """Requests that may begin now, with slot and blocks; the consumer takes its chunk before it asks for more."""
+        """Requests that begin now. The consumer takes the chunk of each before it asks for the next."""
         passed: list[Request] = []
-        index = 0
+        index, self._peak = 0, None
         while index < min(len(self.waiting), LOOKAHEAD) and self._free_slots and budget > 0:
             request = self.waiting[index]
-            shared = self.pool.find(request.block_hashes[: (len(request.token_ids) - 1) // self.model.block_size])
+            # One token at least is computed: its logits are wanted.
+            num_shareable = (len(request.token_ids) - 1) // self.model.block_size
+            shared = self.pool.find(request.block_hashes[:num_shareable])
             if not self._fits(request, shared):
-                if request.num_overtaken >= MAX_OVERTAKEN:
-                    break
                 passed.append(request)
                 index += 1
+                if request.num_overtaken >= MAX_OVERTAKEN:
+                    self._admission_is_futile = True
+                    return
                 continue
             del self.waiting[index]
             for each in passed:
@@ -228,10 +233,11 @@ class Planner:
         self._admission_is_futile = bool(passed) and index >= min(len(self.waiting), LOOKAHEAD)
 
     def _fits(self, request: Request, shared: list[int]) -> bool:
-        """Whether it has blocks to begin with, and all that run then have blocks to end with, as far as one can tell."""
+        """Whether there are blocks for it to begin, and for all to end, as far as one can tell."""
         block_size = self.model.block_size
         num_own = -(-len(request.token_ids) // block_size) - len(shared)
-        if num_own + self.pool.num_cached(shared) > self.pool.num_available:
+        num_new = num_own + self.pool.num_cached(shared)
+        if num_new > self.pool.num_available:
             return False
         if not self.running:
             return True
@@ -239,13 +245,16 @@ class Planner:
         expected = -(-(len(request.token_ids) + rest) // block_size)
         if self._expected_blocks + expected <= self.pool.num_blocks:
             return True
-        own = [
-            ((len(each.blocks) - each.num_shared) * block_size, expected_output(each, self.typical_output, block_size))
-            for each in self.running
-        ]
-        common = max(0, self.pool.num_held * block_size - sum(tokens for tokens, _ in own))
-        own.append((num_own * block_size, rest))
-        return common + peak_tokens(own) <= self.pool.num_blocks * block_size
+        if self._peak is None:
+            self._peak = FuturePeak(self._now_and_rest(each) for each in self.running)
+        common = max(0, self.pool.num_held * block_size - self._peak.num_held)
+        return common + self._peak.with_one(num_new * block_size, rest) <= self.pool.num_blocks * block_size
+
+    def _now_and_rest(self, request: Request) -> tuple[int, int]:
+        """Tokens of KV that a running request holds for itself, and those that it is expected to add."""
+        block_size = self.model.block_size
+        rest = expected_output(request, self.typical_output, block_size)
+        return (len(request.blocks) - request.num_shared) * block_size, rest
 
     def _place(self, request: Request, shared: list[int]) -> None:
         block_size = self.model.block_size
@@ -264,6 +273,8 @@ class Planner:
         request.state = State.FILLING
         request.run += 1
         self.running[request] = None
+        if self._peak is not None:
+            self._peak.add(*self._now_and_rest(request))
         self._filling.append(request)
         self.roster += 1
 
@@ -275,15 +286,21 @@ class Planner:
         self._filling.remove(request)
         request.state = State.DECODING
         request.decode_from = number
+        request.last_step = number + request.num_left - 1
         self.num_decoding += 1
-        entry = (request, request.run)
-        self._grow_at[number + 1 + -known % self.model.block_size].append(entry)
-        last = number + request.num_left - 1
-        self._length_at[last].append(entry)
-        self._retire_at[last + 1].append(entry)
+        self._file(request, number + 1 + -known % self.model.block_size)
+
+    def _file(self, request: Request, next_growth: int) -> None:
+        """File what happens first to a decoding request: it needs a block, or it ends."""
+        if next_growth <= request.last_step:
+            self._grow_at[next_growth].append((request, request.run))
+        else:
+            self._ends_at[request.last_step].append((request, request.run))
 
     def _publish(self, request: Request, num_planned: int) -> None:
         """Let others share the full blocks whose tokens are known and whose computation is planned."""
+        if not self.pool.is_caching:
+            return
         full = min(len(request.token_ids), num_planned) // self.model.block_size
         for index in range(request.num_published, full):
             self.pool.publish(request.blocks[index], request.hash_of_block(index, self.model.block_size))
@@ -303,11 +320,10 @@ class Planner:
         if request.state is State.FILLING:
             self._filling.remove(request)
             self._release_slot(request)
-        elif request.state is State.DECODING:
-            self._publish(request, request.num_planned_at(self.number))
-            self._stop_decoding(request)
         else:
-            self._publish(request, request.num_planned_at(request.last_step))
+            self._publish(request, request.num_planned_at(min(self.number, request.last_step)))
+            if request.state is State.DECODING:
+                self._stop_decoding(request)
         request.run += 1
         self.pool.release(request.blocks)
         request.blocks = []

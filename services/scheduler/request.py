@@ -10,7 +10,7 @@ from octavo.shared.transport import Address
 
 
 class State(Enum):
-    """waiting -> filling -> decoding -> (draining ->) finished; filling and decoding may fall back to waiting."""
+    """waiting -> filling -> decoding -> (draining ->) finished; who is preempted drains, then waits again."""
 
     WAITING = "waiting"
     FILLING = "filling"
@@ -29,11 +29,16 @@ class Request:
         "id", "route", "params", "num_prompt", "token_ids", "root", "block_hashes", "blocks", "num_shared",
         "num_published", "slot",
         "state", "run", "num_planned", "decode_from", "last_step", "num_overtaken", "num_preemptions",
-        "expected_blocks", "arrival", "is_resumed", "finish_reason",
+        "max_output", "expected_blocks", "arrival", "is_resumed", "finish_reason",
     )  # fmt: skip
 
     def __init__(
-        self, id: RequestId, route: Address, params: SamplingParams, prompt_ids: "array[int]", block_hashes: bytes
+        self,
+        id: RequestId,
+        route: Address,
+        params: SamplingParams,
+        prompt_ids: "array[int]",
+        block_hashes: bytes,
     ) -> None:
         self.id = id
         self.route = route
@@ -41,7 +46,8 @@ class Request:
         self.num_prompt = len(prompt_ids)
         self.token_ids = prompt_ids
         """The prompt, then every committed token."""
-        hashes = [block_hashes[start : start + HASH_BYTES] for start in range(0, len(block_hashes), HASH_BYTES)]
+        starts = range(0, len(block_hashes), HASH_BYTES)
+        hashes = [block_hashes[start : start + HASH_BYTES] for start in starts]
         self.root = hashes[0] if hashes else root_hash(id)
         self.block_hashes = hashes[1:]
         """The chain over full blocks, without its root; grows with the completion."""
@@ -52,15 +58,17 @@ class Request:
         self.slot = -1
         self.state = State.WAITING
         self.run = 0
-        """Grows whenever the request is admitted or leaves, so that plans made before are seen to be stale."""
+        """Grows whenever the request is admitted or leaves, so that plans made before are known as stale."""
         self.num_planned = 0
         """Tokens whose computation is planned: while filling; later, up to the step `decode_from`."""
         self.decode_from = 0
         """The step that computes the last known token and samples the first new one of this run."""
         self.last_step = 0
-        """Of a draining request: the last step in which it has a row."""
+        """The last step in which it has a row, as far as one can tell while it decodes."""
         self.num_overtaken = 0
         self.num_preemptions = 0
+        self.max_output = params.max_tokens
+        """The planner lowers it to what the model's context has room for."""
         self.expected_blocks = 0
         self.arrival = 0
         self.is_resumed = False
@@ -73,10 +81,10 @@ class Request:
     @property
     def num_left(self) -> int:
         """Tokens that it may still generate."""
-        return self.params.max_tokens - self.num_output
+        return self.max_output - self.num_output
 
     def num_planned_at(self, step: int) -> int:
-        """Tokens whose computation is planned up to and with a step, for a request that decodes until then."""
+        """Tokens whose computation is planned up to and with a step in which the request decodes."""
         return self.num_planned + step - self.decode_from
 
     def go_back(self) -> None:

