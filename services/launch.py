@@ -5,6 +5,7 @@ this process dies, however it dies.
 """
 
 import ctypes
+import functools
 import json
 import os
 import selectors
@@ -18,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,8 +29,10 @@ from octavo.shared.config import API_KEY_VARIABLE, Config, to_flags
 from octavo.shared.errors import ConfigError
 from octavo.shared.process import StopFlag
 
-STOP_S = 1.5
-"""What children get to end by themselves before they are killed."""
+GATEWAYS_STOP_S = 1.5
+"""What gateways get to end open streams before they are killed."""
+STOP_S = 0.4
+"""What the others get, which have nothing to lose."""
 MAX_RESTARTS = 5
 RESTARTS_S = 60.0
 """More than MAX_RESTARTS of one child in this time end the whole server."""
@@ -51,25 +54,35 @@ class Child:
         self._starts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.reason = ""
         """The last thing it reported as a failure."""
+        self._unfinished = b""
         self.process = self._start()
 
     @property
-    def output(self) -> IO[str]:
+    def output(self) -> IO[bytes]:
         assert self.process.stdout is not None
         return self.process.stdout
+
+    def read_lines(self) -> list[str] | None:
+        """The lines that have come on its standard output, which must be readable; None at its end."""
+        data = os.read(self.output.fileno(), 65536)
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        if not data:
+            return None
+        return [line.decode(errors="replace") for line in lines]
 
     def restart(self) -> None:
         """Start anew. Raises StartFailed when that has been done too often of late."""
         if len(self._starts) == MAX_RESTARTS and time.monotonic() - self._starts[0] < RESTARTS_S:
             raise StartFailed(f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above")
         self.output.close()
+        self.reason, self._unfinished = "", b""
         self.process = self._start()
 
-    def _start(self) -> "subprocess.Popen[str]":
+    def _start(self) -> "subprocess.Popen[bytes]":
         self._starts.append(time.monotonic())
         return subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,
-            start_new_session=True, preexec_fn=_die_with_parent,
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self._environment,
+            start_new_session=True, preexec_fn=functools.partial(_die_with_parent, os.getpid()),
         )  # fmt: skip
 
 
@@ -82,7 +95,8 @@ def serve(config: Config) -> int:
         children: list[Child] = []
         try:
             _say(f"Octavo is starting {config.model_names[0]}")
-            children += _start_children(msgspec.structs.replace(config, runtime_dir=str(folder)))
+            for child in _start_children(msgspec.structs.replace(config, runtime_dir=str(folder))):
+                children.append(child)
             return _Supervisor(config, children, stop, began).run()
         except StartFailed as error:
             _say(f"octavo: {error}", sys.stderr)
@@ -115,10 +129,11 @@ class _Supervisor:
         self._selector.register(child.output, selectors.EVENT_READ, child)
 
     def _read(self, child: Child) -> None:
-        """One line of a child's report, or its end."""
-        line = child.output.readline()
-        if line:
+        """What a child reports, or its end."""
+        lines = child.read_lines()
+        for line in lines or ():
             self._show(child, line)
+        if lines is not None:
             return
         self._selector.unregister(child.output)
         code = child.process.wait()
@@ -126,7 +141,8 @@ class _Supervisor:
             return
         if not self._is_ready:
             raise StartFailed(child.reason or f"the {child.role} process ended with code {code} before it was ready")
-        _say(f"octavo: the {child.role} process ended with code {code}; it is started again", sys.stderr)
+        because = f": {child.reason}" if child.reason else ""
+        _say(f"octavo: the {child.role} process ended with code {code}{because}; it is started again", sys.stderr)
         child.restart()
         self._watch(child)
 
@@ -154,7 +170,7 @@ class _Supervisor:
         _say(f"  octavo chat --url {address}\n\nCtrl-C ends it.")
 
 
-def _start_children(config: Config) -> list[Child]:
+def _start_children(config: Config) -> Iterator[Child]:
     environment = dict(os.environ)
     if config.api_key:
         environment[API_KEY_VARIABLE] = config.api_key
@@ -163,14 +179,23 @@ def _start_children(config: Config) -> list[Child]:
     roles = [("executor", flags), ("scheduler", flags)]
     roles += [("tokenizer", flags)] * config.tokenizers
     roles += [("gateway", ["--index", str(index), *flags]) for index in range(config.gateways)]
-    return [Child(role, arguments, environment) for role, arguments in roles]
+    for role, arguments in roles:
+        yield Child(role, arguments, environment)
 
 
 def _end(children: Sequence[Child]) -> None:
-    """Ask all to end, then make them."""
+    """Gateways first, since they let open streams finish; the others have nothing to lose then."""
+    gateways = [child for child in children if child.role == "gateway"]
+    others = [child for child in children if child.role != "gateway"]
+    _end_within(gateways, GATEWAYS_STOP_S)
+    _end_within(others, STOP_S)
+
+
+def _end_within(children: Sequence[Child], timeout_s: float) -> None:
+    """Ask them to end, then make them."""
     for child in children:
         child.process.terminate()
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + timeout_s
     for child in children:
         try:
             child.process.wait(max(0.0, deadline - time.monotonic()))
@@ -180,9 +205,11 @@ def _end(children: Sequence[Child]) -> None:
         child.output.close()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """In the child, before it becomes the service: be killed when the parent dies."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before we asked
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:

@@ -66,7 +66,8 @@ class SimEngine:
                 slots.append(slot)
                 tokens.append(self._sample(filling))
                 self._decoding[slot] = filling
-        time.sleep(max(0.0, began + self._step_s - time.monotonic()))
+        if (rest_s := began + self._step_s - time.monotonic()) > 0:
+            time.sleep(rest_s)  # a sleep of nothing may still cost milliseconds
         return StepResult(step.epoch, step.number, pack(slots), pack(tokens))
 
     def _fill(self, slot: _Slot, length: int) -> None:

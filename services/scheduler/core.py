@@ -73,7 +73,7 @@ class Scheduler:
         self._now = 0.0
         self._out = Outbox()
         self._executor: Address | None = None
-        self._epoch = 0
+        self._epoch = int.from_bytes(boot[:4], "little")  # results for an earlier scheduler have others
         self._tokenizers: dict[Address, float] = {}  # when each was last heard
         self._requests: dict[RequestId, Request] = {}
         self._orphans: dict[RequestId, float] = {}  # when each is given up

@@ -32,33 +32,55 @@ class Choice:
         """Of a call that does not stream: all of it."""
         self.finish_reason: str | None = None
         self.was_opened = False
+        self.num_at_last_look = -1
+        """Output tokens when `TokenizerCore.ask_again` last came by."""
         self._unsent_ids = array("i")
         self._skip_chars = 0
         self._detokenizer = None if vocabulary is None else Detokenizer(vocabulary, skip_special_tokens=skip)
+        self._has_stops = bool(options.stops)
         self._stops = StopScanner(options.stops)
 
     @property
     def id(self) -> RequestId:
         return self.request.id
 
-    def skip_sent(self, token_ids: Sequence[int], num_chars: int) -> str:
-        """Go on where another tokenizer stopped: these tokens have come, this much of their text is with the client.
+    def resume(self, token_ids: Sequence[int], num_chars: int) -> str:
+        """Go on where another tokenizer stopped: these tokens and so much of their text are with the client.
 
-        Returns text that these tokens give beyond that.
+        Returns text that these tokens give beyond that. A choice that had ended has then ended here too.
         """
         self.was_opened = True
         self._skip_chars = num_chars
-        return self.feed(token_ids, None)
+        text = self.feed(token_ids, self._reason_to_end(token_ids))
+        self.take_unsent_ids()
+        return text
 
     def feed(self, token_ids: Sequence[int], finish_reason: str | None) -> str:
         """Take in new tokens; returns the text that may be shown now, and sets `finish_reason` at the end."""
+        if not self._has_stops or len(token_ids) < 2:
+            return self._feed(token_ids, finish_reason)
+        # One by one, so that no token counts that comes after the one which completes a stop string.
+        text = ""
+        for place in range(len(token_ids)):
+            is_last = place == len(token_ids) - 1
+            text += self._feed(token_ids[place : place + 1], finish_reason if is_last else None)
+            if self.finish_reason is not None:
+                break
+        return text
+
+    def take_unsent_ids(self) -> "array[int]":
+        """The tokens since the last chunk."""
+        taken, self._unsent_ids = self._unsent_ids, array("i")
+        return taken
+
+    def _feed(self, token_ids: Sequence[int], finish_reason: str | None) -> str:
         self.output_ids.extend(token_ids)
         self._unsent_ids.extend(token_ids)
         # The token that stopped the completion is not part of its text.
         shown = token_ids[:-1] if finish_reason == "stop" else token_ids
-        text, stop = self._scan(self._detokenizer.feed(shown) if self._detokenizer else "")
+        text, stop = self._stops.feed(self._detokenizer.feed(shown) if self._detokenizer else "")
         if stop is None and finish_reason is not None:
-            rest, stop = self._scan(self._detokenizer.finish() if self._detokenizer else "")
+            rest, stop = self._stops.feed(self._detokenizer.finish() if self._detokenizer else "")
             text += rest if stop is not None else rest + self._stops.flush()
         self.finish_reason = "stop" if stop is not None else finish_reason
         skipped = min(self._skip_chars, len(text))
@@ -66,13 +88,12 @@ class Choice:
         self.num_chars += len(text)
         return text[skipped:]
 
-    def take_unsent_ids(self) -> "array[int]":
-        """The tokens since the last chunk."""
-        taken, self._unsent_ids = self._unsent_ids, array("i")
-        return taken
-
-    def _scan(self, text: str) -> tuple[str, str | None]:
-        return self._stops.feed(text)
+    def _reason_to_end(self, token_ids: Sequence[int]) -> str | None:
+        """Why these tokens are a whole completion, if they are one; stop strings apart."""
+        params = self.request.params
+        if token_ids and token_ids[-1] in params.stop_token_ids:
+            return "stop"
+        return "length" if len(token_ids) >= params.max_tokens else None
 
 
 class Call:

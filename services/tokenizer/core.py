@@ -37,6 +37,8 @@ from octavo.shared.prefix_hash import hash_blocks, root_hash
 
 log = logging.getLogger(__name__)
 
+ASK_AGAIN_S = 10.0  # long beside a step, so that it is rarely asked in vain
+
 
 class Outbox(msgspec.Struct):
     """What is to be sent: by gateway, and to the scheduler."""
@@ -53,7 +55,6 @@ class TokenizerCore:
         self._calls: dict[CallId, Call] = {}
         self._choices: dict[RequestId, tuple[Call, Choice]] = {}
         self._model: ModelInfo | None = None
-        self._scheduler_boot = b""
         self._chunks: dict[int, list[tuple[Call, Emitted]]] = {}
         self._out = Outbox([], [])
         self.is_ready = False
@@ -86,11 +87,11 @@ class TokenizerCore:
         if isinstance(message, Tokens):
             self._take_tokens(message)
         elif isinstance(message, Ready):
+            # A new scheduler knows none of our requests, and one that greets us anew may have lost us for a while.
+            # Where it has lost nothing, to enqueue again is harmless.
             self._model = message.model
-            if message.boot != self._scheduler_boot:
-                self._scheduler_boot = message.boot
-                for _, choice in self._choices.values():
-                    self._enqueue(choice)
+            for _, choice in self._choices.values():
+                self._enqueue(choice)
             self.is_ready = True
         elif isinstance(message, Heartbeat):
             self.is_ready = message.is_ready and self._model is not None
@@ -101,6 +102,22 @@ class TokenizerCore:
     def lose_scheduler(self) -> None:
         """It has been silent for too long. Calls wait for its successor, which they are sent to again."""
         self.is_ready = False
+
+    def lose_gateway(self, gateway: int) -> None:
+        """It has been silent for too long: nobody waits for its calls."""
+        for call in [call for call in self._calls.values() if call.gateway == gateway]:
+            self._forget(call.id, tell_scheduler=True)
+
+    def ask_again(self) -> None:
+        """Enqueue once more what has had no token since the last time; due every ASK_AGAIN_S.
+
+        The request, or its last tokens, may have been lost with a connection. To the scheduler it is the same request.
+        """
+        for _, choice in self._choices.values():
+            num_output = len(choice.output_ids)
+            if num_output == choice.num_at_last_look:
+                self._enqueue(choice)
+            choice.num_at_last_look = num_output
 
     # Calls
 
@@ -122,14 +139,15 @@ class TokenizerCore:
         for choice in choices:
             self._choices[choice.id] = (call, choice)
             self._resume(call, choice, message.progress.get(choice.index))
+        if call.is_finished:
+            self._forget(call.id, tell_scheduler=False)
 
     def _resume(self, call: Call, choice: Choice, progress: Progress | None) -> None:
         if progress is not None:
-            text = choice.skip_sent(unpack(progress.token_ids), progress.num_chars)
+            text = choice.resume(unpack(progress.token_ids), progress.num_chars)
             if text:
                 self._emit(call, choice, text)
-        if choice.finish_reason is None:
-            self._enqueue(choice)
+        self._enqueue(choice)
 
     def _enqueue(self, choice: Choice) -> None:
         if choice.finish_reason is None:

@@ -12,7 +12,7 @@ from octavo.shared.openai import CallRequest, ChatRequest, CompletionRequest
 from octavo.shared.sampling import MAX_SEED, SamplingParams
 
 COMPLETION_MAX_TOKENS = 16  # of /v1/completions when the client names none, as OpenAI and vLLM have it
-MAX_BYTES_PER_TOKEN = 64  # a text longer than this times the context cannot fit; it is refused before it is encoded
+MAX_CHARS_PER_TOKEN = 64  # a text longer than this times the context cannot fit; it is refused before it is encoded
 
 
 class Prompter:
@@ -31,7 +31,7 @@ class Prompter:
             prompts = [self._chat_prompt(request, model)]
         else:
             prompts = [
-                self._encode(each, model, True) if isinstance(each, str) else each for each in request.prompts()
+                self._encode(each, model, "prompt") if isinstance(each, str) else each for each in request.prompts()
             ]
         for prompt in prompts:
             _check_length(prompt, request, model)
@@ -63,20 +63,21 @@ class Prompter:
 
     def _chat_prompt(self, request: ChatRequest, model: ModelInfo) -> list[int]:
         if self.vocabulary is None:
-            raise InvalidRequest("this model has no tokenizer: send token ids to /v1/completions", "messages")
+            raise InvalidRequest("messages: this model has no tokenizer; send token ids to /v1/completions", "messages")
         messages = [msgspec.to_builtins(message) for message in request.messages]
-        return self._encode(self._template.render(messages), model, False)
+        return self._encode(self._template.render(messages), model, "messages")
 
-    def _encode(self, text: str, model: ModelInfo, is_plain: bool) -> list[int]:
+    def _encode(self, text: str, model: ModelInfo, field: str) -> list[int]:
+        """The token ids of a field's text; a rendered template brings its special tokens itself."""
         if self.vocabulary is None:
-            raise InvalidRequest("this model has no tokenizer: send token ids", "prompt")
-        if len(text) > MAX_BYTES_PER_TOKEN * model.max_model_len:
+            raise InvalidRequest("prompt: this model has no tokenizer; send token ids", field)
+        if len(text) > MAX_CHARS_PER_TOKEN * model.max_model_len:
             raise InvalidRequest(
-                f"prompt: it has {len(text)} characters; this model takes {model.max_model_len} tokens",
-                "prompt",
+                f"{field}: it has {len(text)} characters; this model takes {model.max_model_len} tokens",
+                field,
                 "context_length_exceeded",
             )
-        return self.vocabulary.encode(text, add_special_tokens=is_plain)
+        return self.vocabulary.encode(text, add_special_tokens=field == "prompt")
 
 
 def _check_length(prompt: list[int], request: CallRequest, model: ModelInfo) -> None:

@@ -2,9 +2,10 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from octavo.services.tokenizer.core import TokenizerCore
+from octavo.services.tokenizer.core import ASK_AGAIN_S, Outbox, TokenizerCore
 from octavo.services.tokenizer.prompts import Prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
 from octavo.shared.config import Config
@@ -38,31 +39,55 @@ def serve(config: Config, folder: Path) -> None:
         Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
-    core, boot, pulse, heard = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer"), time.monotonic()
+    core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")
+    began = time.monotonic()
+    heard, asked = dict.fromkeys([scheduler, *gateways], began), began
     for gateway in gateways:
         gateway.send(Serving(boot))
     while not stop.is_set:
         wait([scheduler, *gateways], HEARTBEAT_S)
         now = time.monotonic()
         for message in scheduler.receive():
-            heard = now
+            heard[scheduler] = now
             core.hear_scheduler(message)
         for index, gateway in enumerate(gateways):
             for message in gateway.receive():
+                heard[gateway] = now
                 core.hear_gateway(index, message)
-        if now - heard > SILENCE_S:
-            core.lose_scheduler()
-        outbox = core.take_outbox()
-        for index, message in outbox.to_gateways:
-            gateways[index].send(message)
-        for message in outbox.to_scheduler:
-            scheduler.send(message)
+        if now - asked > ASK_AGAIN_S:
+            asked = now
+            core.ask_again()
+        _send(core.take_outbox(), gateways, scheduler)
         if pulse.is_due(now):
+            _notice_silence(core, heard, gateways, scheduler, now)
             pulse.beat(core.is_ready)
             scheduler.send(Heartbeat() if core.is_ready else Join(boot))
             for gateway in gateways:
                 gateway.send(Heartbeat(core.is_ready, core.stats))
     pulse.end()
+
+
+def _send(outbox: Outbox, gateways: Sequence[Link[Message]], scheduler: Link[Message]) -> None:
+    for index, message in outbox.to_gateways:
+        gateways[index].send(message)
+    for message in outbox.to_scheduler:
+        # One that is not there gets everything again when it comes back: see TokenizerCore.hear_scheduler.
+        scheduler.send(message)
+
+
+def _notice_silence(
+    core: TokenizerCore,
+    heard: Mapping[Link[Message], float],
+    gateways: Sequence[Link[Message]],
+    scheduler: Link[Message],
+    now: float,
+) -> None:
+    if now - heard[scheduler] > SILENCE_S and not scheduler.has_input:
+        core.lose_scheduler()
+    for index, gateway in enumerate(gateways):
+        # After a pause of our own what it said may still wait to be received.
+        if now - heard[gateway] > SILENCE_S and not gateway.has_input:
+            core.lose_gateway(index)
 
 
 def load_prompter(config: Config) -> Prompter:

@@ -49,7 +49,7 @@ class Server:
     def services(self, role: str = "") -> list[psutil.Process]:
         """The service processes, oldest first; of one role, if it is named."""
         found = []
-        for process in self.process.children():
+        for process in self.process.children() if is_alive(self.process) else ():
             try:
                 is_meant = f"octavo.services.{role}" in " ".join(process.cmdline())
             except psutil.Error:
@@ -80,7 +80,7 @@ def running(*flags: str, environment: dict[str, str] | None = None) -> Iterator[
         server = _wait_until_ready(*process_and_folder)
         yield server
         services = server.services()
-        if server.process.is_running():
+        if is_alive(server.process):
             server.process.send_signal(signal.SIGINT)
             assert server.process.wait(STOP_S) == 0, server.errors
         wait_until(lambda: not any(is_alive(each) for each in services), "its services end", STOP_S)
@@ -99,7 +99,7 @@ def started(*flags: str, environment: dict[str, str] | None = None) -> Iterator[
     try:
         yield process, folder
     finally:
-        family = [process, *process.children(recursive=True)] if process.is_running() else [process]
+        family = [process, *process.children(recursive=True)] if is_alive(process) else [process]
         kill(family)
         process.wait(STOP_S)
         shutil.rmtree(folder)

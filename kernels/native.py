@@ -1,0 +1,82 @@
+"""How the loops of loops.py are compiled and run: on the threads of torch, so that no two pools compete for cores.
+
+Where numba or a loop for the dtype is missing, `find_loop` gives None and a kernel takes its way through torch.
+"""
+
+import ctypes
+import logging
+import struct
+import time
+from array import array
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+# Work of fewer bytes than this is done before a second thread has woken.
+BYTES_WORTH_A_THREAD = 64 * 1024
+
+
+class Loop:
+    """One compiled loop for one dtype."""
+
+    def __init__(self, address: int, keep: object) -> None:
+        self._address = address
+        self._keep = keep  # owns the machine code
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        self._call_on_threads = _torch_threads()
+
+    def run(self, num_bytes: int, *words: int) -> None:
+        """Do a job, of `num_bytes` of memory traffic; the words are those of the loop's docstring."""
+        job = array("q", (0, *words))
+        threads = torch.get_num_threads() if num_bytes > BYTES_WORTH_A_THREAD else 1
+        if threads == 1 or self._call_on_threads is None:
+            self._call(job.buffer_info()[0])
+        else:
+            self._call_on_threads(self._address, job.buffer_info()[0], threads, 0)
+
+
+@cache
+def find_loop(name: str, dtype: torch.dtype, device: torch.device) -> Loop | None:
+    """The loop of this name; compiled at the first call on a machine, and loaded from numba's cache from then on."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    began = time.monotonic()
+    try:
+        from numba import cfunc, types
+
+        from octavo.kernels.loops import CONTRACT, LOOPS
+    except ImportError:
+        return None
+    element = types.float32 if dtype == torch.float32 else types.uint16
+    signature = types.void(types.CPointer(element))
+    try:
+        compiled = cfunc(signature, cache=True, fastmath=CONTRACT)(LOOPS[name])
+    except RuntimeError as error:  # nowhere to write the cache
+        log.warning("numba cannot cache", extra={"reason": str(error)})
+        compiled = cfunc(signature, fastmath=CONTRACT)(LOOPS[name])
+    log.debug("loop", extra={"loop": name, "took_s": round(time.monotonic() - began, 3)})
+    return Loop(compiled.address, compiled)
+
+
+@cache
+def float_bits(x: float) -> int:
+    """A float64 as the int64 of the same bits."""
+    bits: int = struct.unpack("q", struct.pack("d", x))[0]
+    return bits
+
+
+@cache
+def _torch_threads() -> Callable[[int, int, int, int], None] | None:
+    """GOMP_parallel of the OpenMP library that torch itself runs on: (function, argument, threads, 0)."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel = library.GOMP_parallel  # found among the libraries that torch's needs
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return lambda function, job, threads, flags: parallel(function, job, threads, flags)
