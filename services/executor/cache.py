@@ -1,5 +1,8 @@
 """The KV cache: the keys and values of every layer, in blocks, and how many blocks there can be."""
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -14,13 +17,13 @@ class KvCache:
     request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
     """
 
-    def __init__(
-        self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype, device: str
-    ) -> None:
+    def __init__(self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         attention = uniform_attention(spec)
         self.num_blocks, self.block_size, self.null_block = num_blocks, block_size, num_blocks
         shape = (len(spec.layers), 2, num_blocks + 1, block_size, attention.kv_heads, attention.head_dim)
-        self._all = torch.zeros(shape, dtype=dtype, device=device)
+        # Anonymous pages are zero, and take memory when they are first written; torch.zeros would write them all.
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
         # [blocks, kv_heads, block_size, head_dim] views, as the kernels' contract wants them
         self.keys: list[Tensor] = [layer[0].transpose(1, 2) for layer in self._all]
         self.values: list[Tensor] = [layer[1].transpose(1, 2) for layer in self._all]

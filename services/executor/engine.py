@@ -16,7 +16,7 @@ class Engine:
     def __init__(self, model: DecoderModel, info: ModelInfo) -> None:
         self.info = info
         self._model = model
-        self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, "cpu")
+        self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, self._cache.null_block)
 

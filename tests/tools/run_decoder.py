@@ -19,7 +19,7 @@ def logits_of(spec: Decoder, weights: dict[str, Tensor], token_ids: list[int], c
     """Logits at every position, [tokens, vocab] float32, computed in chunks of `chunk` tokens."""
     model = DecoderModel(spec, weights, torch.float32, max_positions=len(token_ids))
     num_blocks = -(-len(token_ids) // BLOCK_SIZE)
-    cache = KvCache(spec, num_blocks, BLOCK_SIZE, torch.float32, "cpu")
+    cache = KvCache(spec, num_blocks, BLOCK_SIZE, torch.float32)
     slots = Slots(1, num_blocks, BLOCK_SIZE, cache.null_block)
     blocks = list(reversed(range(num_blocks)))
     request = NewRequest(0, pack(token_ids), 0, pack(blocks), SamplingParams(max_tokens=1))
