@@ -44,9 +44,8 @@ clean: ## remove .venv and all caches
 # The three stamps say what .venv holds. An editable install sees changed sources, so only
 # a changed pyproject.toml installs again.
 .venv/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	    echo 'Octavo needs Python 3.11, 3.12 or 3.13, and "$(PYTHON)" is' \
-	        "$$($(PYTHON) --version 2>&1 || echo not there): try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+	    "Octavo needs Python 3.11, 3.12 or 3.13; $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
 	@touch $@
 

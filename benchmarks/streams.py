@@ -3,7 +3,8 @@
     octavo serve --device sim --sim-step-ms 100 --max-num-seqs 1000 &
     python -m benchmarks.streams --n 1000 --tokens 100
 
-Prints how many events came a second, the gaps between them, the time to the first, and how many streams were wrong.
+Prints how many events came a second, the gaps between them, the time to the first, and how many streams
+were wrong.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from octavo.shared.oracle import expected_tokens
 from tests.tools.load_client import Stream, completion_body, run_streams
+
+from octavo.shared.oracle import expected_tokens
 
 DEFAULT_VOCAB = 49_152  # of SmolLM2, whose vocabulary `--device sim` takes over
 SEED = 20260722
@@ -27,7 +29,9 @@ def main() -> int:
     bodies = [completion_body(prompt, options.tokens) for prompt in prompts]
     address = urlsplit(options.url)
     began = time.monotonic()
-    streams = asyncio.run(run_streams(address.hostname or "127.0.0.1", address.port or 80, bodies, options.timeout))
+    streams = asyncio.run(
+        run_streams(address.hostname or "127.0.0.1", address.port or 80, bodies, options.timeout)
+    )
     took_s = time.monotonic() - began
     num_wrong = 0
     for prompt, stream in zip(prompts, streams, strict=True):
@@ -70,7 +74,9 @@ def _ms(ordered: Sequence[float], share: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     parser.add_argument("--n", type=int, default=1000, help="streams at once (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of each (default: %(default)s)")

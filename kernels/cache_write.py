@@ -7,14 +7,21 @@ places                  [tokens] int64: block id * block_size + offset in the bl
 
 from torch import Tensor
 
+from octavo.kernels.native import find_loop
+
 
 def cache_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, places: Tensor) -> None:
-    by_token_keys, by_token_values = _by_token(key_cache), _by_token(value_cache)
-    if by_token_keys is None or by_token_values is None:
+    tensors = keys, values, key_cache, value_cache
+    loop = find_loop("cache_write", keys.dtype, keys.device)
+    if loop is None or any(each.stride(-1) != 1 for each in tensors) or not places.is_contiguous():
         reference(keys, values, key_cache, value_cache, places)
         return
-    by_token_keys.index_copy_(0, places, keys)
-    by_token_values.index_copy_(0, places, values)
+    tokens, kv_heads, head_dim = keys.shape
+    loop.run(
+        4 * keys.nbytes, tokens, kv_heads, head_dim, key_cache.shape[2], places.data_ptr(),
+        keys.data_ptr(), *keys.stride()[:2], key_cache.data_ptr(), *key_cache.stride()[:3],
+        values.data_ptr(), *values.stride()[:2], value_cache.data_ptr(), *value_cache.stride()[:3],
+    )  # fmt: skip
 
 
 def reference(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, places: Tensor) -> None:
@@ -22,9 +29,3 @@ def reference(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tens
     blocks, offsets = places // block_size, places % block_size
     key_cache[blocks, :, offsets] = keys
     value_cache[blocks, :, offsets] = values
-
-
-def _by_token(cache: Tensor) -> Tensor | None:
-    """The cache as [blocks * block_size, kv_heads, head_dim], if its memory is in that order (as on a CPU)."""
-    tokens_first = cache.transpose(1, 2)
-    return tokens_first.flatten(0, 1) if tokens_first.is_contiguous() else None

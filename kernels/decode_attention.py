@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.native import find_loop, float_bits
+
 
 def decode_attention(
     q: Tensor,
@@ -29,17 +31,46 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    bias: Tensor | None = None,
 ) -> Tensor:
-    """bias: what `length_bias` gives for these lengths and this window; it is the same in many layers."""
+    loop = find_loop("decode_attention", q.dtype, q.device)
+    if loop is None or any(each.stride(-1) != 1 for each in (q, key_cache, value_cache, block_tables, lengths)):
+        return _attend_in_torch(
+            q, key_cache, value_cache, block_tables, lengths, max_length, scale, window, softcap
+        )
+    requests, heads, head_dim = q.shape
+    kv_heads, block_size = key_cache.shape[1:3]
+    group = heads // kv_heads
+    out = q.new_empty(q.shape)
+    scratch = torch.empty(requests * kv_heads * (group * (2 * head_dim + 2) + block_size), dtype=torch.float32)
+    positions = min(max_length, window or max_length)
+    loop.run(
+        2 * requests * positions * kv_heads * head_dim * q.itemsize,
+        requests, kv_heads, group, head_dim, block_size, window or max_length,
+        q.data_ptr(), *q.stride()[:2], out.data_ptr(), block_tables.data_ptr(), block_tables.stride(0),
+        lengths.data_ptr(), scratch.data_ptr(), float_bits(scale), float_bits(softcap or 0.0),
+        key_cache.data_ptr(), *key_cache.stride()[:3], value_cache.data_ptr(), *value_cache.stride()[:3],
+    )  # fmt: skip
+    return out
+
+
+def _attend_in_torch(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    lengths: Tensor,
+    max_length: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
     requests, heads, head_dim = q.shape
     kv_heads, block_size = key_cache.shape[1:3]
     tables = block_tables[:, : (max_length + block_size - 1) // block_size]
     # The heads of a group are rows of one query: this is 11 times faster than enable_gqa on a CPU.
     packed = q.reshape(requests, kv_heads, heads // kv_heads, head_dim)
     keys, values = gather(key_cache, tables), gather(value_cache, tables)
-    if bias is None:
-        bias = length_bias(lengths, keys.shape[2], window, q.dtype)
+    bias = _length_bias(lengths, keys.shape[2], window, q.dtype)
     if softcap is None:
         out = F.scaled_dot_product_attention(packed, keys, values, attn_mask=bias, scale=scale)
     else:
@@ -47,7 +78,7 @@ def decode_attention(
     return out.reshape(requests, heads, head_dim)
 
 
-def length_bias(lengths: Tensor, positions: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _length_bias(lengths: Tensor, positions: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """0 where a request of this length attends and -inf elsewhere: [requests, 1, 1, positions]."""
     places = torch.arange(positions, device=lengths.device)
     unseen = places >= lengths[:, None]

@@ -123,7 +123,7 @@ def _narrow(typing, bits, pointer):
     return pointer.dtype(types.uint32, pointer), generate
 
 
-@njit
+@njit(error_model="numpy", forceinline=True)
 def _store(pointer, index, value):
     """Round to the nearest element, ties to even."""
     bits = _bits_of(np.float32(value))
@@ -133,7 +133,7 @@ def _store(pointer, index, value):
     pointer[index] = _narrow(bits, pointer)
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _exp(x):
     """exp to 2 ulp, in steps that vectorize; the polynomial is Cephes' expf. Saturates instead of inf and denormals."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
@@ -152,7 +152,7 @@ def _exp(x):
     return p * _float_of(power)
 
 
-@njit(fastmath=SUMS)
+@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
 def _dot(a, b, size):
     total = np.float32(0)
     for i in range(size):
@@ -160,7 +160,7 @@ def _dot(a, b, size):
     return total
 
 
-@njit(fastmath=SUMS)
+@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
 def _sum_of_squares(x, size):
     total = np.float32(0)
     for i in range(size):
@@ -169,15 +169,15 @@ def _sum_of_squares(x, size):
 
 
 def rms_norm(raw):
-    """Items are rows. Words: rows, size, row stride of x, x, weight, out, eps."""
+    """Items are rows. Words: rows, size, x, weight, out, eps."""
     job = _words(raw)
-    rows, size, stride = job[1], job[2], job[3]
-    eps = _doubles(raw)[7]
-    x, weight, out = _at(job[4], raw), _at(job[5], raw), _at(job[6], raw)
-    has_weight = job[5] != 0
+    rows, size = job[1], job[2]
+    x, weight, out = _at(job[3], raw), _at(job[4], raw), _at(job[5], raw)
+    eps = _doubles(raw)[6]
+    has_weight = job[4] != 0
     row = _take(job)
     while row < rows:
-        _norm_row(_advance(x, row * stride), weight, has_weight, _advance(out, row * size), size, eps)
+        _norm_row(_advance(x, row * size), weight, has_weight, _advance(out, row * size), size, eps)
         row = _take(job)
 
 
@@ -189,7 +189,7 @@ def _advance(typing, pointer, count):
     return pointer(pointer, types.int64), generate
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _norm_row(x, weight, has_weight, out, size, eps):
     factor = np.float32(1.0 / math.sqrt(_sum_of_squares(x, size) / size + eps))
     if has_weight:
@@ -217,7 +217,7 @@ def rope(raw):
         token = _take(job)
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _turn(x, cos, sin, out, dim, is_interleaved):
     half = dim // 2
     if is_interleaved:
@@ -261,7 +261,7 @@ def gated(raw):
         row = _take(job)
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _gate_row(gate, up, out, size, is_gelu):
     one = np.float32(1)
     if is_gelu:
@@ -277,23 +277,23 @@ def _gate_row(gate, up, out, size, is_gelu):
 
 
 def linear(raw):
-    """Items are runs of outputs. Words: rows, inputs, outputs, outputs per item, row stride of x, bytes per weight row,
-    x, weight, bias, residual (contiguous), out."""
+    """Items are runs of outputs. Words: rows, inputs, outputs, outputs per item, bytes per weight row,
+    x, weight, bias, residual, out."""
     job = _words(raw)
     rows, inputs, outputs, run = job[1], job[2], job[3], job[4]
-    x, weight, out = _at(job[7], raw), _at(job[8], raw), _at(job[11], raw)
-    bias, residual = _at(job[9], raw), _at(job[10], raw)
+    x, weight, out = _at(job[6], raw), _at(job[7], raw), _at(job[10], raw)
+    bias, residual = _at(job[8], raw), _at(job[9], raw)
     item = _take(job)
     while item * run < outputs:
         for n in range(item * run, min(outputs, (item + 1) * run)):
-            line = job[8] + n * job[6] + PREFETCH_BYTES
-            for ahead in range(0, job[6], 64):
+            line = job[7] + n * job[5] + PREFETCH_BYTES
+            for ahead in range(0, job[5], 64):
                 _prefetch(line + ahead)
             for row in range(rows):
-                y = _dot(_advance(x, row * job[5]), _advance(weight, n * inputs), inputs)
-                if job[9] != 0:
+                y = _dot(_advance(x, row * inputs), _advance(weight, n * inputs), inputs)
+                if job[8] != 0:
                     y += _load(bias[n])
-                if job[10] != 0:
+                if job[9] != 0:
                     y += _load(residual[row * outputs + n])
                 _store(out, row * outputs + n, y)
         item = _take(job)
@@ -311,11 +311,12 @@ def decode_attention(raw):
     requests, kv_heads, group, dim, block_size = job[1], job[2], job[3], job[4], job[5]
     scale = np.float32(_doubles(raw)[15])
     num_floats = group * (2 * dim + 2) + block_size
+    size = 4 if _is_single(raw) else 2  # bytes per element
     item = _take(job)
     while item < requests * kv_heads:
         request, kv_head = item // kv_heads, item % kv_heads
         length = np.int64(_ints(job[13])[request])
-        first = max(np.int64(0), length - job[6])
+        first, last = max(np.int64(0), length - job[6]), (length - 1) // block_size
         table = _advance(_ints(job[11]), request * job[12])
         queries = _advance(_singles(job[14]), item * num_floats)
         sums, greatest = _advance(queries, group * dim), _advance(queries, 2 * group * dim)
@@ -326,12 +327,15 @@ def decode_attention(raw):
                 queries[head * dim + i] = _load(source[i]) * scale
                 sums[head * dim + i] = np.float32(0)
             greatest[head], totals[head] = -_INF, np.float32(0)
-        for block in range(first // block_size, (length + block_size - 1) // block_size):
+        for block in range(first // block_size, last + 1):
             low = max(first - block * block_size, np.int64(0))
             count = min(block_size, length - block * block_size) - low
             place = np.int64(table[block])
             keys = _advance(_at(job[17], raw), place * job[18] + kv_head * job[19] + low * job[20])
             values = _advance(_at(job[21], raw), place * job[22] + kv_head * job[23] + low * job[24])
+            following = np.int64(table[min(block + 1, last)])
+            _prefetch_rows(job[17] + size * (following * job[18] + kv_head * job[19]), size * job[20], block_size, size * dim)
+            _prefetch_rows(job[21] + size * (following * job[22] + kv_head * job[23]), size * job[24], block_size, size * dim)
             for head in range(group):
                 _attend_block(
                     _advance(queries, head * dim), _advance(sums, head * dim), _advance(greatest, head),
@@ -345,18 +349,29 @@ def decode_attention(raw):
         item = _take(job)
 
 
-@njit(fastmath=CONTRACT)
+@njit(error_model="numpy", forceinline=True)
+def _prefetch_rows(address, stride, rows, num_bytes):
+    for row in range(rows):
+        for line in range(0, num_bytes, 64):
+            _prefetch(address + row * stride + line)
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _attend_block(
     query, sums, greatest, totals, weights, keys, key_stride, values, value_stride, count, dim, softcap
 ):
     """One head's softmax over one more block: earlier sums are scaled down when a greater score comes."""
+    fours = count // 4 * 4
+    for j in range(0, fours, 4):
+        _dot_four(query, _advance(keys, j * key_stride), key_stride, _advance(weights, j), dim)
+    for j in range(fours, count):
+        weights[j] = _dot(query, _advance(keys, j * key_stride), dim)
+    if softcap != np.float32(0):
+        for j in range(count):
+            weights[j] = softcap * np.float32(math.tanh(weights[j] / softcap))
     peak = greatest[0]
     for j in range(count):
-        score = _dot(query, _advance(keys, j * key_stride), dim)
-        if softcap != np.float32(0):
-            score = softcap * np.float32(math.tanh(score / softcap))
-        weights[j] = score
-        peak = max(peak, score)
+        peak = max(peak, weights[j])
     if peak > greatest[0]:
         shrink = _exp(greatest[0] - peak)
         totals[0] *= shrink
@@ -367,13 +382,35 @@ def _attend_block(
         weights[j] = _exp(weights[j] - peak)
     for j in range(count):
         totals[0] += weights[j]
-        _add_scaled(sums, weights[j], _advance(values, j * value_stride), dim)
+    for j in range(0, fours, 4):
+        _add_four(sums, _advance(weights, j), _advance(values, j * value_stride), value_stride, dim)
+    for j in range(fours, count):
+        weight, value = weights[j], _advance(values, j * value_stride)
+        for i in range(dim):
+            sums[i] += weight * _load(value[i])
 
 
-@njit(fastmath=CONTRACT)
-def _add_scaled(sums, weight, value, dim):
-    for i in range(dim):
-        sums[i] += weight * _load(value[i])
+@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
+def _dot_four(x, rows, stride, out, size):
+    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    first, second, third = rows, _advance(rows, stride), _advance(rows, 2 * stride)
+    fourth = _advance(rows, 3 * stride)
+    for i in range(size):
+        a += x[i] * _load(first[i])
+        b += x[i] * _load(second[i])
+        c += x[i] * _load(third[i])
+        d += x[i] * _load(fourth[i])
+    out[0], out[1], out[2], out[3] = a, b, c, d
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def _add_four(sums, weights, rows, stride, size):
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+    first, second, third = rows, _advance(rows, stride), _advance(rows, 2 * stride)
+    fourth = _advance(rows, 3 * stride)
+    for i in range(size):
+        early = a * _load(first[i]) + b * _load(second[i])
+        sums[i] += early + (c * _load(third[i]) + d * _load(fourth[i]))
 
 
 LOOPS = {

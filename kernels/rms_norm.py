@@ -10,9 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.native import find_loop, float_bits
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    loop = find_loop("rms_norm", x.dtype, x.device)
+    if loop is None or (weight is not None and not weight.is_contiguous()):
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    x = x.contiguous()
+    size, out = x.shape[-1], torch.empty_like(x)
+    loop.run(
+        2 * x.nbytes, x.numel() // size, size, x.data_ptr(),
+        0 if weight is None else weight.data_ptr(), out.data_ptr(), float_bits(eps),
+    )  # fmt: skip
+    return out
 
 
 def reference(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -11,11 +11,25 @@ source   Su et al. 2021, arXiv 2104.09864
 import torch
 from torch import Tensor
 
+from octavo.kernels.native import find_loop
+
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    loop = find_loop("rope", x.dtype, x.device)
+    if loop is None or x.stride(-1) != 1 or not (cos.is_contiguous() and sin.is_contiguous()):
+        return _rope_in_torch(x, cos, sin, interleaved)
+    out = x.new_empty(x.shape)
+    loop.run(
+        2 * out.nbytes, *x.shape, cos.shape[-1], *x.stride()[:2], int(interleaved),
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _rope_in_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
-        return torch.cat((rope(x[..., :dim], cos, sin, interleaved), x[..., dim:]), -1)
+        return torch.cat((_rope_in_torch(x[..., :dim], cos, sin, interleaved), x[..., dim:]), -1)
     if interleaved:
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     else:

@@ -1,6 +1,7 @@
 """`octavo chat`: a conversation in the terminal with a running server, streamed as it is written."""
 
 import argparse
+import http.client
 import json
 import os
 import sys
@@ -43,8 +44,12 @@ def chat(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("octavo chat", description="Talk to a running server; one line, one turn.")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        "octavo chat", description="Talk to a running server; one line, one turn."
+    )
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the server's address (default: %(default)s)"
+    )
     parser.add_argument("--model", help="model name (default: the server's)")
     parser.add_argument("--system", help="a system message to begin with")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: %(default)s)")
@@ -56,13 +61,18 @@ def _parser() -> argparse.ArgumentParser:
 def _stream(options: argparse.Namespace, messages: list[dict[str, str]]) -> Iterator[str]:
     """Pieces of the answer as they come. Raises ConfigError with what the server says is wrong."""
     body = {
-        "messages": messages, "stream": True, "temperature": options.temperature, "max_tokens": options.max_tokens,
-    }  # fmt: skip
+        "messages": messages,
+        "stream": True,
+        "temperature": options.temperature,
+        "max_tokens": options.max_tokens,
+    }
     if options.model:
         body["model"] = options.model
     headers = {"Content-Type": "application/json"}
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
+    if not options.url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {options.url}: it must begin with http:// or https://")
     url = options.url.rstrip("/") + "/v1/chat/completions"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
@@ -72,6 +82,8 @@ def _stream(options: argparse.Namespace, messages: list[dict[str, str]]) -> Iter
                     yield _piece(json.loads(line[6:]))
     except urllib.error.HTTPError as error:
         raise ConfigError(f"{options.url} answered {error.code}: {_reason(error.read())}") from None
+    except http.client.HTTPException:
+        raise ConfigError(f"{options.url} broke off in the middle of the answer") from None
     except OSError as error:
         raise ConfigError(f"{options.url} does not answer ({error}): is `octavo serve` running?") from None
 

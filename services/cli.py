@@ -56,3 +56,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "version": _version,
     "--version": _version,
 }
+
+if __name__ == "__main__":
+    main()

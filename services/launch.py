@@ -1,7 +1,7 @@
 """`octavo serve`: starts the services as processes, watches them, and ends them. Imports none of them.
 
-Every child leads a session of its own, so that Ctrl-C reaches this process alone, and is killed by the kernel when
-this process dies, however it dies.
+Every child leads a session of its own, so that Ctrl-C reaches this process alone, and is killed by the
+kernel when this process dies, however it dies.
 """
 
 import ctypes
@@ -73,7 +73,9 @@ class Child:
     def restart(self) -> None:
         """Start anew. Raises StartFailed when that has been done too often of late."""
         if len(self._starts) == MAX_RESTARTS and time.monotonic() - self._starts[0] < RESTARTS_S:
-            raise StartFailed(f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above")
+            raise StartFailed(
+                f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above"
+            )
         self.output.close()
         self.reason, self._unfinished = "", b""
         self.process = self._start()
@@ -140,9 +142,14 @@ class _Supervisor:
         if self._stop.is_set:
             return
         if not self._is_ready:
-            raise StartFailed(child.reason or f"the {child.role} process ended with code {code} before it was ready")
+            raise StartFailed(
+                child.reason or f"the {child.role} process ended with code {code} before it was ready"
+            )
         because = f": {child.reason}" if child.reason else ""
-        _say(f"octavo: the {child.role} process ended with code {code}{because}; it is started again", sys.stderr)
+        _say(
+            f"octavo: the {child.role} process ended with code {code}{because}; it is started again",
+            sys.stderr,
+        )
         child.restart()
         self._watch(child)
 
@@ -213,7 +220,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:
-    """A socket that keeps the port for us; gateways bind beside it. Raises ConfigError if the port is taken."""
+    """A socket that keeps the port for us; gateways bind beside it. Raises ConfigError if it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -224,7 +231,9 @@ def _reserve_port(host: str, port: int) -> socket.socket:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+        ) from None
     return reserved
 
 

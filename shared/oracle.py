@@ -3,8 +3,8 @@
     state(ids) = crc32 of all token ids so far, as little-endian int32
     next token = the state spread over the vocabulary
 
-Each token depends on every one before it, so a lost, repeated, swapped or misdelivered token, or a KV block that
-holds something else than it should, changes all that follow.
+Each token depends on every one before it, so a lost, repeated, swapped or misdelivered token, or a KV block
+that holds something else than it should, changes all that follow.
 """
 
 from collections.abc import Collection, Sequence

@@ -53,6 +53,7 @@ class Pulse:
 
     def __init__(self, folder: Path, role: str) -> None:
         self._path = pulse_path(folder, role)
+        self._path.unlink(missing_ok=True)  # left by one that crashed
         self._next = 0.0
 
     def is_due(self, now: float) -> bool:

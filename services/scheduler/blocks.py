@@ -62,11 +62,12 @@ class BlockPool:
         """Hold `count` blocks of unknown content, evicting the longest unused cached ones if need be."""
         if count > self.num_available:
             raise OutOfBlocks(f"{count} blocks wanted; {self.num_available} of {self.num_blocks} are there")
-        blocks = []
-        for _ in range(count):
-            block = self._free.pop() if self._free else self._evict()
+        num_free = min(count, len(self._free))
+        blocks = self._free[len(self._free) - num_free :][::-1]
+        del self._free[len(self._free) - num_free :]
+        blocks += [self._evict() for _ in range(count - num_free)]
+        for block in blocks:
             self._references[block] = 1
-            blocks.append(block)
         return blocks
 
     def publish(self, block: int, content: bytes) -> None:

@@ -146,7 +146,6 @@ class Planner:
         if request.slot >= 0 and self.by_slot[request.slot] is request:
             self.append_of[request.slot] = _discard
         request.state = State.FINISHED
-        request.run += 1
 
     def rows_of(self, slots: bytes) -> list[Request | None]:
         """The requests that own these packed slots; None for finished ones."""
@@ -159,12 +158,14 @@ class Planner:
             request.go_back()
 
     def check(self) -> None:
-        """Raise AssertionError if blocks or slots are lost or doubled."""
+        """Raise AssertionError if blocks or slots are lost or doubled, or an event is filed too early."""
         self.pool.check([request.blocks for request in self.running])
         quarantined = [slot for slots in self._slots_free_at.values() for slot in slots]
         used = [request.slot for request in self.running if request.slot not in quarantined]
         slots = sorted([*self._free_slots, *quarantined, *used])
         assert slots == list(range(self.model.num_slots)), "slots are lost or doubled"
+        furthest = max([*self._grow_at, *self._ends_at], default=0)
+        assert furthest <= self.number + self.model.block_size + 1, f"an event is filed under step {furthest}"
 
     def _retire(self, number: int) -> None:
         """Release the slots of those that had their last row in the step before, whose result is to come."""
@@ -174,25 +175,19 @@ class Planner:
                 request.state = State.DRAINING
 
     def _grow(self, number: int) -> tuple[list[int], list[int]]:
-        slots: list[int] = []
-        blocks: list[int] = []
-        for request, run in self._grow_at.pop(number, ()):
-            if request.run != run:
-                continue
+        """Give a block to each request that needs one in this step; returns their slots and the blocks."""
+        growing = [request for request, run in self._grow_at.pop(number, ()) if request.run == run]
+        for request in growing:
             self._publish(request, request.num_planned_at(number - 1))
-            while request.run == run and not self.pool.num_available:
-                self._preempt(victim(each for each in self.running if each.state is not State.DRAINING))
-            if request.run != run:
-                continue
-            [block] = self.pool.take(1)
+        while len(growing) > self.pool.num_available:
+            self._preempt(victim(each for each in self.running if each.state is not State.DRAINING))
+            growing = [request for request in growing if request.state is State.DECODING]
+        blocks = self.pool.take(len(growing))
+        next_growth = number + self.model.block_size
+        for request, block in zip(growing, blocks, strict=True):
             request.blocks.append(block)
-            slots.append(request.slot)
-            blocks.append(block)
-            self._file(request, number + self.model.block_size)
-        # A request that grew first and was then preempted has no row in this step.
-        pairs = zip(slots, blocks, strict=True)
-        alive = [(slot, block) for slot, block in pairs if slot not in self._released]
-        return [slot for slot, _ in alive], [block for _, block in alive]
+            self._file(request, next_growth)
+        return [request.slot for request in growing], blocks
 
     def _take_chunks(self, budget: int) -> Iterator[tuple[Request, int]]:
         """The next pieces of requests that were admitted in earlier steps."""
@@ -301,10 +296,12 @@ class Planner:
         """Let others share the full blocks whose tokens are known and whose computation is planned."""
         if not self.pool.is_caching:
             return
-        full = min(len(request.token_ids), num_planned) // self.model.block_size
-        for index in range(request.num_published, full):
-            self.pool.publish(request.blocks[index], request.hash_of_block(index, self.model.block_size))
-        request.num_published = max(full, request.num_published)
+        block_size = self.model.block_size
+        full = min(len(request.token_ids), num_planned) // block_size
+        while request.num_published < full:
+            index = request.num_published
+            self.pool.publish(request.blocks[index], request.hash_of_block(index, block_size))
+            request.num_published += 1
 
     def _preempt(self, request: Request) -> None:
         """Take a request's blocks; it waits again once its tokens in flight have come."""

@@ -90,9 +90,7 @@ class Request:
     def go_back(self) -> None:
         """Wait again, with nothing but its tokens: the executor has forgotten all else."""
         self.state = State.WAITING
-        self.run += 1
         self.blocks = []
-        self.num_published = 0
         self.slot = -1
         self.is_resumed = True
 

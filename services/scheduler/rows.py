@@ -24,7 +24,7 @@ class TokenizerRows(msgspec.Struct, frozen=True):
 
     def starts(self) -> bytes:
         """The places in their completions of the tokens to come, packed."""
-        return pack(map(sub, map(len, self.arrays), self.num_prompts))
+        return pack(list(map(sub, map(len, self.arrays), self.num_prompts)))
 
     def choose(self, tokens: Sequence[int]) -> Sequence[int]:
         """Of the tokens of all rows, these rows' own."""

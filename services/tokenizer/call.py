@@ -12,14 +12,19 @@ from octavo.shared.openai import CallRequest
 
 
 class Emitted(tuple[bytes, int, bytes, int]):
-    """A chunk for the gateway: its bytes, choice, the packed token ids it comes from, characters sent so far."""
+    """A chunk for the gateway: its bytes, choice, packed token ids it comes from, characters sent so far."""
 
 
 class Choice:
     """One completion: tokens in, text out, exactly once whatever has been sent before by another process."""
 
     def __init__(
-        self, index: int, request: Enqueue, prompt_ids: list[int], vocabulary: Vocabulary | None, options: CallRequest
+        self,
+        index: int,
+        request: Enqueue,
+        prompt_ids: list[int],
+        vocabulary: Vocabulary | None,
+        options: CallRequest,
     ) -> None:
         skip = True if options.skip_special_tokens is None else options.skip_special_tokens
         self.index = index
@@ -137,10 +142,13 @@ class Call:
     def _body(self) -> bytes:
         finished = [
             Finished(
-                choice.index, choice.text, choice.finish_reason or "", choice.output_ids.tolist() if self._shows_ids else None
+                choice.index,
+                choice.text,
+                choice.finish_reason or "",
+                choice.output_ids.tolist() if self._shows_ids else None,
             )
             for choice in self.choices
-        ]  # fmt: skip
+        ]
         return self._response.body(finished, self._usage(), [choice.prompt_ids for choice in self.choices])
 
     def _usage(self) -> Usage:

@@ -87,8 +87,8 @@ class TokenizerCore:
         if isinstance(message, Tokens):
             self._take_tokens(message)
         elif isinstance(message, Ready):
-            # A new scheduler knows none of our requests, and one that greets us anew may have lost us for a while.
-            # Where it has lost nothing, to enqueue again is harmless.
+            # A new scheduler knows none of our requests, and one that greets us anew may have lost us for a
+            # while. Where it has lost nothing, to enqueue again is harmless.
             self._model = message.model
             for _, choice in self._choices.values():
                 self._enqueue(choice)
@@ -111,7 +111,8 @@ class TokenizerCore:
     def ask_again(self) -> None:
         """Enqueue once more what has had no token since the last time; due every ASK_AGAIN_S.
 
-        The request, or its last tokens, may have been lost with a connection. To the scheduler it is the same request.
+        The request, or its last tokens, may have been lost with a connection. To the scheduler it is the same
+        request.
         """
         for _, choice in self._choices.values():
             num_output = len(choice.output_ids)
@@ -165,12 +166,16 @@ class TokenizerCore:
                 self._take(known[0], known[1], start, tokens[place : place + count], reason)
             place += count
 
-    def _take(self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None) -> None:
+    def _take(
+        self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None
+    ) -> None:
         if choice.finish_reason is not None:
             return
         num_known = len(choice.output_ids)
         if start > num_known:
-            log.warning("tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start})
+            log.warning(
+                "tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start}
+            )
             self._enqueue(choice)
             return
         text = choice.feed(tokens[num_known - start :], reason)

@@ -55,7 +55,7 @@ class Response:
         return b"data: " + _encode(body) + b"\n\n"
 
     def body(self, choices: list[Finished], usage: Usage, prompt_ids: list[list[int]] | None) -> bytes:
-        """The whole answer of a call that does not stream. prompt_ids: of each choice, if they were asked for."""
+        """The whole answer of a call that does not stream. prompt_ids: of each choice, if asked for."""
         body = {**self._head, "object": self._object, "usage": usage}
         body["choices"] = [
             self._choice(each, None if prompt_ids is None else prompt_ids[each.index]) for each in choices
@@ -63,8 +63,11 @@ class Response:
         return _encode(body)
 
     def _choice(self, each: Finished, prompt_ids: list[int] | None) -> dict[str, object]:
-        content = {"message": {"role": "assistant", "content": each.text}} if self._is_chat else {"text": each.text}
-        choice = {"index": each.index, **content, "logprobs": None, "finish_reason": each.finish_reason}
+        content = (
+            {"message": {"role": "assistant", "content": each.text}} if self._is_chat else {"text": each.text}
+        )
+        end = {"logprobs": None, "finish_reason": each.finish_reason}
+        choice: dict[str, object] = {"index": each.index, **content, **end}
         if each.token_ids is not None:
             choice |= {"token_ids": each.token_ids, "prompt_token_ids": prompt_ids}
         return choice

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from octavo.services.tokenizer.core import ASK_AGAIN_S, Outbox, TokenizerCore
 from octavo.services.tokenizer.prompts import Prompter
-from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
+from octavo.services.tokenizer.vocabulary import load_vocabulary
 from octavo.shared.config import Config
 from octavo.shared.messages import (
     TO_TOKENIZER_FROM_GATEWAY,
@@ -36,7 +36,8 @@ def serve(config: Config, folder: Path) -> None:
     prompter = load_prompter(config)
     watch.report("tokenizer")
     gateways: list[Link[Message]] = [
-        Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
+        Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY)
+        for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
     core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")

@@ -42,11 +42,13 @@ class Stack:
         }
 
     def compose(self, *arguments: str, timeout_s: float = COMMAND_S) -> str:
-        return _run("docker", "compose", "-p", self._project, *arguments, timeout_s=timeout_s, env=self._environment)
+        command = ("docker", "compose", "-p", self._project, *arguments)
+        return _run(*command, timeout_s=timeout_s, env=self._environment)
 
     def up(self, *arguments: str, num_tokenizers: int) -> None:
         """Bring everything up, and wait until it is healthy."""
-        self.compose("up", "-d", "--wait", "--scale", f"tokenizer={num_tokenizers}", *arguments, timeout_s=UP_S)
+        scale = ("--scale", f"tokenizer={num_tokenizers}")
+        self.compose("up", "-d", "--wait", *scale, *arguments, timeout_s=UP_S)
 
     def containers(self, service: str) -> list[str]:
         """The ids of those that run."""
@@ -128,8 +130,7 @@ def test_streams_outlive_a_crash_of_the_scheduler(stack: Stack) -> None:
 def test_a_crashed_gateway_serves_again(stack: Stack) -> None:
     [gateway] = stack.containers("gateway")
     _crash(gateway)
-    _until(lambda: _num_restarts(gateway) == 1)
-    stack.up("--no-recreate", num_tokenizers=5)
+    _until(lambda: _num_restarts(gateway) == 1 and _is_ready(stack))
     stream = Stream(stack, 1)
     stream.read()
     assert stream.token_ids == stream.expected
@@ -154,7 +155,8 @@ def test_the_gpu_file_gives_the_executor_alone_a_gpu() -> None:
     files = ("-f", "compose.yaml", "-f", "compose.gpu.yaml")
     services = json.loads(Stack("octavo-gpu", "").compose(*files, "config", "--format", "json"))["services"]
     executor = services["executor"]
-    assert [device["driver"] for device in executor["deploy"]["resources"]["reservations"]["devices"]] == ["nvidia"]
+    [device] = executor["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
     assert executor["command"][-2:] == ["--device", "cuda"]
     assert [name for name, service in services.items() if service["image"] != "octavo"] == ["executor"]
 
@@ -187,9 +189,17 @@ def _streaming(stack: Stack) -> Iterator[list[Stream]]:
 
 
 def _crash(container: str) -> None:
-    """Kill what runs in a container; `docker kill` would count as stopped by hand, and nothing would start it anew."""
+    """Kill what runs in a container; `docker kill` counts as stopped by hand, and nothing starts it anew."""
     # The command itself may end with 137, killed along with the container.
-    subprocess.run(["docker", "exec", container, "sh", "-c", "kill -9 -1"], capture_output=True, timeout=COMMAND_S)
+    command = ("docker", "exec", container, "sh", "-c", "kill -9 -1")
+    subprocess.run(command, capture_output=True, timeout=COMMAND_S)
+
+
+def _is_ready(stack: Stack) -> bool:
+    try:
+        return stack.ask("/readyz") == {"status": "ready"}
+    except OSError:
+        return False
 
 
 def _num_restarts(container: str) -> int:

@@ -1,7 +1,7 @@
-"""A whole serving pipeline in one process, driven by a seed: tokenizers, the scheduler, and a simulated executor.
+"""A whole serving pipeline in one process, driven by a seed: tokenizers, scheduler, simulated executor.
 
-Everything that a network or an operating system may do is a dice roll: results come late, processes die and come
-back under new addresses, messages are sent twice, clients go away.
+Everything that a network or an operating system may do is a dice roll: results come late, processes die and
+come back under new addresses, messages are sent twice, clients go away.
 """
 
 import random
@@ -53,7 +53,9 @@ class Client:
         known = len(self.received)
         assert self.reason is None or start + len(tokens) <= known, "tokens came after the end"
         assert start <= known, f"tokens {known} to {start} are missing"
-        assert self.received[start : start + len(tokens)] == tokens[: known - start], "tokens differ from the first time"
+        assert self.received[start : start + len(tokens)] == tokens[: known - start], (
+            "tokens differ from the first time"
+        )
         self.received += tokens[known - start :]
         self.reason = self.reason or reason
 
@@ -107,7 +109,13 @@ class World:
         self.now += self.random.choice((0.0, 0.01, 0.3, 0.6))
         if may_fail and self.random.random() < self.fault_rate:
             fail = self.random.choice(
-                (self._fail_executor, self._fail_tokenizer, self._restart_scheduler, self._cancel, self._send_again)
+                (
+                    self._fail_executor,
+                    self._fail_tokenizer,
+                    self._restart_scheduler,
+                    self._cancel,
+                    self._send_again,
+                )
             )
             fail()
         if self.num_to_come and self.random.random() < 0.7:

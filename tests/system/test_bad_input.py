@@ -11,7 +11,18 @@ from tests.tools.malformed import CHAT, COMPLETION, malformed_bodies
 from tests.tools.server import Server, running
 
 TIMEOUT_S = 20.0
-NAMED = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stream", "prompt", "messages")
+NAMED = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stream",
+    "prompt",
+    "messages",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +47,12 @@ def fault(server: Server, path: str, body: bytes) -> str:
         status, answer = post(server, path, body)
     except (OSError, ValueError) as error:
         return f"{error!r}"
-    error = answer.get("error")
+    shown = answer.get("error")
     if not 400 <= status < 500:
         return f"status {status}"
-    if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"}:
+    if not isinstance(shown, dict) or set(shown) != {"message", "type", "param", "code"}:
         return f"no error of OpenAI's shape: {answer}"
-    return "" if error["message"] and error["type"] else f"nothing is said: {error}"
+    return "" if shown["message"] and shown["type"] else f"nothing is said: {shown}"
 
 
 def test_every_malformed_body_is_refused_and_nothing_restarts(server: Server) -> None:
@@ -64,7 +75,11 @@ def test_every_malformed_body_is_refused_and_nothing_restarts(server: Server) ->
         (CHAT, {"messages": [{"role": "user", "content": "a b " * 5000}]}, ["messages", "8192"]),
         (CHAT, {"messages": [{"role": "user", "content": "a b " * 500_000}]}, ["messages", "8192"]),
         (CHAT, {"messages": []}, ["messages", "1"]),
-        (CHAT, {"messages": [{"role": "user", "content": "a"}], "model": "other"}, ["other", "SmolLM2-135M-Instruct"]),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a"}], "model": "other"},
+            ["other", "SmolLM2-135M-Instruct"],
+        ),
     ],
 )
 def test_a_message_names_the_field_the_value_and_the_limit(

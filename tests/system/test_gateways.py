@@ -2,10 +2,10 @@
 
 import asyncio
 
+from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from tests.tools.load_client import completion_body, run_streams
 from tests.tools.server import running
 
-from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from octavo.shared.oracle import expected_tokens
 
 NUM_TOKENS = 50

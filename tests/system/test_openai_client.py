@@ -1,5 +1,6 @@
 """The real model on the CPU, asked through OpenAI's own client as users do."""
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,10 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[OpenAI]:
-    with running() as server, OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with (
+        running() as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
         yield client
 
 
@@ -57,7 +61,9 @@ def test_an_answer_is_the_same_streamed_and_not(client: OpenAI, prompt: str) -> 
 
 
 def test_the_model_knows_its_capitals(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=ask(PROMPTS[0]), temperature=0, max_tokens=24)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ask(PROMPTS[0]), temperature=0, max_tokens=24
+    )
     assert "Paris" in (answer.choices[0].message.content or "")
 
 
@@ -82,7 +88,9 @@ def test_include_usage_adds_one_last_chunk(client: OpenAI) -> None:
 
 def test_three_choices_with_a_seed_differ_and_come_again(client: OpenAI) -> None:
     first, second = (
-        client.chat.completions.create(model=MODEL, messages=ask("Tell a story."), n=3, seed=11, max_tokens=16)
+        client.chat.completions.create(
+            model=MODEL, messages=ask("Tell a story."), n=3, seed=11, max_tokens=16
+        )
         for _ in range(2)
     )
     texts = [choice.message.content for choice in first.choices]
@@ -99,19 +107,20 @@ def test_another_seed_gives_another_text(client: OpenAI) -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_across_tokens_ends_the_text_before_it(
-    client: OpenAI, vocabulary: Vocabulary, stream: bool
-) -> None:
-    prompt = "The days of the week are Monday, Tuesday,"
-    whole = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=24).choices[0].text
-    stop = _string_across_tokens(whole, vocabulary)
-    got = client.completions.create(
-        model=MODEL, prompt=prompt, temperature=0, max_tokens=24, stop=[stop, "no such thing"], stream=stream
+def test_a_stop_string_across_tokens_ends_the_text_before_it(client: OpenAI, vocabulary: Vocabulary) -> None:
+    create = functools.partial(
+        client.completions.create,
+        model=MODEL,
+        prompt="The days of the week are Monday, Tuesday,",
+        temperature=0,
+        max_tokens=24,
     )
-    choices = [chunk.choices[0] for chunk in got] if stream else [got.choices[0]]
-    assert "".join(choice.text for choice in choices) == whole[: whole.index(stop)]
-    assert choices[-1].finish_reason == "stop"
+    text = create().choices[0].text
+    stop = _string_across_tokens(text, vocabulary)
+    whole = create(stop=[stop, "no such thing"]).choices[0]
+    streamed = [chunk.choices[0] for chunk in create(stop=[stop, "no such thing"], stream=True)]  # type: ignore[attr-defined]  # partial hides the overload
+    assert whole.text == "".join(choice.text for choice in streamed) == text[: text.index(stop)]
+    assert whole.finish_reason == streamed[-1].finish_reason == "stop"
 
 
 def _string_across_tokens(text: str, vocabulary: Vocabulary) -> str:
@@ -133,7 +142,9 @@ def test_all_forms_of_a_prompt_mean_the_same(client: OpenAI, vocabulary: Vocabul
     text = "The sun rises in the"
     ids = vocabulary.encode(text)
     forms: list[str | list[str] | list[int] | list[list[int]]] = [text, [text], ids, [ids]]
-    answers = [client.completions.create(model=MODEL, prompt=form, temperature=0, max_tokens=8) for form in forms]
+    answers = [
+        client.completions.create(model=MODEL, prompt=form, temperature=0, max_tokens=8) for form in forms
+    ]
     assert {answer.choices[0].text for answer in answers} == {answers[0].choices[0].text}
     assert answers[0].choices[0].text
 

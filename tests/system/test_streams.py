@@ -5,10 +5,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from tests.tools.load_client import Stream, completion_body, run_streams
 from tests.tools.server import Server, running, wait_until
 
-from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from octavo.services.tokenizer.service import load_prompter
 from octavo.shared.config import Config
 from octavo.shared.oracle import expected_tokens
@@ -35,7 +35,8 @@ def wanted() -> list[tuple[list[int], list[int]]]:
 @pytest.fixture(scope="module")
 def streams(server: Server, wanted: list[tuple[list[int], list[int]]]) -> list[Stream]:
     bodies = [
-        completion_body(prompt, len(tokens), stream_options={"include_usage": True}) for prompt, tokens in wanted
+        completion_body(prompt, len(tokens), stream_options={"include_usage": True})
+        for prompt, tokens in wanted
     ]
     return asyncio.run(run_streams(server.host, server.port, bodies, TIMEOUT_S))
 

@@ -172,7 +172,9 @@ def _read(connection: _Connection, has_ended: bool) -> Stream:
         stream.error = f"{stream.status}: {body[:300].decode(errors='replace')}"
         return stream
     content, is_whole = _join_chunks(body)
-    events = [event.removeprefix("data: ") for event in content.decode().split("\n\n") if event.startswith("data: ")]
+    events = [
+        event.removeprefix("data: ") for event in content.decode().split("\n\n") if event.startswith("data: ")
+    ]
     _read_events(events, stream)
     if not stream.error and not (is_whole and events and events[-1] == DONE):
         stream.error = f"cut after {len(events)} events" + ("" if has_ended else ": time was over")
@@ -197,7 +199,8 @@ def _read_events(events: Sequence[str], stream: Stream) -> None:
 
 def _join_chunks(body: bytes) -> tuple[bytes, bool]:
     """The content of a chunked body, and whether its end has come."""
-    content, place = [], 0
+    content: list[bytes] = []
+    place = 0
     while (line_end := body.find(b"\r\n", place)) >= 0:
         size = int(body[place:line_end], 16)
         if size == 0:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # it has no type information
 
 START_S = 60.0  # loading torch and the model on a busy machine
 STOP_S = 5.0
@@ -68,7 +68,9 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        lines = [line for line in self.get("/metrics").splitlines() if re.match(re.escape(name) + r"[{ ]", line)]
+        lines = [
+            line for line in self.get("/metrics").splitlines() if re.match(re.escape(name) + r"[{ ]", line)
+        ]
         assert lines, f"/metrics has no {name}"
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 

@@ -3,7 +3,7 @@
 It knows no pages and no requests: attention is a function that the caller brings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 from octavo.kernels.activation import gated, plain
 from octavo.kernels.rms_norm import rms_norm
 from octavo.kernels.rope import rope, tables
-from octavo.services.executor.models.linear import Linear, can_pack, single_row
+from octavo.services.executor.models.linear import Linear, can_pack
 from octavo.services.executor.models.rope import frequencies
-from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, Rope
+from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, NormPlace, Rope
 
 
 class Attend(Protocol):
@@ -73,7 +73,10 @@ class AttentionLayer:
         self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
 
-    def __call__(self, x: Tensor, layer: int, angles: "Angles", attend: Attend) -> Tensor:
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, layer: int, angles: "Angles", attend: Attend
+    ) -> Tensor:
+        """residual: added to the output, if there is one."""
         spec = self.spec
         qkv = self.qkv(x)
         if spec.clip_qkv:
@@ -85,7 +88,7 @@ class AttentionLayer:
         else:
             q, k, v = heads.split(self.splits, 1)
             q, k = self._normed_and_turned(q, k, angles)
-        return self.out(attend(layer, q, k, v, spec).flatten(1))
+        return self.out(attend(layer, q, k, v, spec).flatten(1), residual)
 
     def _normed_and_turned(self, q: Tensor, k: Tensor, angles: "Angles") -> tuple[Tensor, Tensor]:
         spec = self.spec
@@ -110,8 +113,9 @@ class MlpLayer:
         self.down = weights.merged(f"{prefix}.down", has_bias=spec.bias)
         self.activate = gated if spec.gated else plain
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.activate(self.up(x), self.spec.act))
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """residual: added to the output, if there is one."""
+        return self.down(self.activate(self.up(x), self.spec.act), residual)
 
 
 class DecoderLayer:
@@ -124,19 +128,22 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
         h = self._norm("attn", x)
-        attended = self._add(x, self._norm("attn_out", self.attention(h, self.index, angles, attend)))
-        if self.spec.parallel:
-            h = self._norm("mlp", x) if "mlp" in self.norms else h
+        attended = self._add("attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend))
+        if not self.spec.parallel:
+            normed = self._norm("mlp", attended)
         else:
-            h = self._norm("mlp", attended)
-        return self._add(attended, self._norm("mlp_out", self.mlp(h)))
+            normed = self._norm("mlp", x) if "mlp" in self.norms else h
+        return self._add("mlp_out", attended, lambda residual: self.mlp(normed, residual))
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
+    def _norm(self, name: NormPlace, x: Tensor) -> Tensor:
         norm = self.norms.get(name)
         return x if norm is None else norm(x)
 
-    def _add(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual + x if self.scale == 1.0 else torch.add(residual, x, alpha=self.scale)
+    def _add(self, norm: NormPlace, x: Tensor, part: Callable[[Tensor | None], Tensor]) -> Tensor:
+        """x and the output of a part, normed and scaled; the part's last product adds x itself if it can."""
+        if self.scale == 1.0 and norm not in self.norms:
+            return part(x)
+        return torch.add(x, self._norm(norm, part(None)), alpha=self.scale)
 
 
 class Angles:
@@ -183,25 +190,23 @@ class DecoderModel:
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The last layer's output before the final norm, [tokens, hidden]. token_ids, positions: [tokens] int64."""
-        with single_row(len(token_ids), self.dtype):
-            x = F.embedding(token_ids, self.embed)
-            if self.spec.embed_scale != 1.0:
-                x = x * self.spec.embed_scale
-            if self.positions is not None:
-                x = x + F.embedding(positions + self.spec.position_offset, self.positions)
-            angles = Angles(self._ropes, positions)
-            for layer in self.layers:
-                x = layer(x, angles, attend)
-            return x
+        x = F.embedding(token_ids, self.embed)
+        if self.spec.embed_scale != 1.0:
+            x = x * self.spec.embed_scale
+        if self.positions is not None:
+            x = x + F.embedding(positions + self.spec.position_offset, self.positions)
+        angles = Angles(self._ropes, positions)
+        for layer in self.layers:
+            x = layer(x, angles, attend)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab], in the model's dtype."""
-        with single_row(len(hidden), self.dtype):
-            logits = self.head(self.norm(hidden))
-            if self.spec.logit_scale != 1.0:
-                logits = logits * self.spec.logit_scale
-            cap = self.spec.logit_softcap
-            return cap * torch.tanh(logits / cap) if cap else logits
+        logits = self.head(self.norm(hidden))
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _rope_tables(

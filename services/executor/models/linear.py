@@ -1,43 +1,41 @@
 """A linear layer, and the choice of how a CPU multiplies it.
 
-Measured on CPUs (bfloat16): with one row the plain kernel streams the weight 1.6 times faster than oneDNN; with more
-rows oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it at each call. The plain kernel
-is chosen for a whole step by `single_row`, for the switch is global to the process.
+Measured on a CPU with bfloat16 (2 cores): a few rows are fastest as plain dot products, which read the weight at the
+speed of memory; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it at each
+call.
 """
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.linear import MOST_ROWS, few_rows_linear
+
 PACK_ROWS = 32  # rows the packed form is laid out for
 
 
 class Linear:
-    """y = x weight^T + bias, x [rows, in], weight [out, in]."""
+    """y = x weight^T + bias + residual, x [rows, in], weight [out, in], residual [rows, out]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, packed: bool = False) -> None:
         self.weight = weight
         self.bias = bias
         self._packed = _pack(weight) if packed else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._packed is None or x.shape[0] == 1:
-            return F.linear(x, self.weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return product
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.shape[0] <= MOST_ROWS:
+            return few_rows_linear(x, self.weight, self.bias, residual)
+        if self._packed is None:
+            product = F.linear(x, self.weight, self.bias)
+            return product if residual is None else product.add_(residual)
+        ops = torch.ops.mkldnn
+        if residual is None:
+            return ops._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # torch's own
+        return ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")  # type: ignore[no-any-return]  # torch's own
 
 
 def can_pack(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_packing()
-
-
-def single_row(rows: int, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Where products of one bfloat16 row run: oneDNN is off inside."""
-    if rows == 1 and dtype == torch.bfloat16:
-        return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call]  # torch's own
-    return nullcontext()
 
 
 def _pack(weight: Tensor) -> Tensor:
