@@ -4,7 +4,7 @@ x         [rows, in]
 weight    [out, in]
 bias      [out] or None
 residual  [rows, out] or None
-returns   [rows, out] in the dtype of x; sums are taken in float32, and a row's do not depend on the other rows
+returns   [rows, out] in the dtype of x; summed in float32; no row depends on another
 """
 
 import torch.nn.functional as F

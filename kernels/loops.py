@@ -1,10 +1,10 @@
 """CPU loops that numba compiles: the inner parts of the kernels, free of checks and of Python.
 
-They are all in this one file because numba's cache on disk notices changes of the file itself, not of what the file
-imports. Each loop takes one argument, the address of a job: int64 words that `native.Loop.run` fills. The argument's
-type tells the element type of the tensors: float* for float32, uint16* for bfloat16. Word 0 counts the items that
-threads have taken; the other words are sizes, strides in elements, addresses (0 for none) and bits of floats.
-Arithmetic is in float32.
+They are all in this one file because numba's cache on disk notices changes of the file itself, not of its
+imports. Each loop takes one argument, the address of a job: int64 words that `native.Loop.run` fills. The
+argument's type tells the element type of the tensors: float* for float32, uint16* for bfloat16. Word 0 counts
+the items that threads have taken; the others are sizes, strides in elements, addresses (0 for none) and bits
+of floats. Arithmetic is in float32.
 """
 
 # mypy: ignore-errors
@@ -14,12 +14,15 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 PREFETCH_BYTES = 4096  # how far ahead weights are asked for: past the page where a hardware prefetcher stops
 SUMS = {"reassoc", "contract", "nsz"}  # a sum may be taken in any order; NaN and inf stay what they are
 CONTRACT = {"contract"}
+    "fastmath": CONTRACT,
+    "error_model": "numpy",
+}  # of the loops; a zero divisor gives inf, no exception
 
 _WORD = ir.IntType(32)
 _INF = np.float32(np.inf)
@@ -45,6 +48,14 @@ def _at(typing, address, like):
         return builder.inttoptr(args[0], args[1].type)
 
     return like(types.int64, like), generate
+
+
+@intrinsic
+def _advance(typing, pointer, count):
+    def generate(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), generate
 
 
 def _points_to(element):
@@ -135,7 +146,7 @@ def _store(pointer, index, value):
 
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _exp(x):
-    """exp to 2 ulp, in steps that vectorize; the polynomial is Cephes' expf. Saturates instead of inf and denormals."""
+    """exp in steps that vectorize, after Cephes' expf; saturates where that gives inf or denormals."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
     # Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
     shifted = x * np.float32(1.44269504) + np.float32(12582912.0)
@@ -179,14 +190,6 @@ def rms_norm(raw):
     while row < rows:
         _norm_row(_advance(x, row * size), weight, has_weight, _advance(out, row * size), size, eps)
         row = _take(job)
-
-
-@intrinsic
-def _advance(typing, pointer, count):
-    def generate(context, builder, signature, args):
-        return builder.gep(args[0], [args[1]])
-
-    return pointer(pointer, types.int64), generate
 
 
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
@@ -233,7 +236,7 @@ def _turn(x, cos, sin, out, dim, is_interleaved):
 
 
 def cache_write(raw):
-    """Items are tokens. Words: tokens, kv_heads, head_dim, block_size, places; then twice, for keys and values:
+    """Items are tokens. Words: tokens, kv_heads, head_dim, block_size, places; then for keys and for values:
     source, its token and head strides, cache, its block, head and offset strides."""
     job = _words(raw)
     tokens, heads, dim, block_size, places = job[1], job[2], job[3], job[4], _words(job[5])
@@ -301,17 +304,16 @@ def linear(raw):
 
 def decode_attention(raw):
     """Items are the kv heads of each request. Words: requests, kv_heads, group, head_dim, block_size, window,
-    q, its request and head strides, out, tables, their row stride, lengths, scratch, scale, softcap (0 for none);
-    then twice, for keys and values: cache, its block, head and offset strides.
+    q, its request and head strides, out, tables, their row stride, lengths, scratch, scale, softcap (0 for
+    none); then twice, for keys and values: cache, its block, head and offset strides.
 
-    scratch holds group * (2 * head_dim + 2) + block_size floats an item: the scaled queries, the sums of values,
-    the greatest score and the sum of weights of each head, and the weights of one block.
+    scratch has group * (2 * head_dim + 2) + block_size floats an item: the scaled queries, the sums of
+    values, the greatest score and the sum of weights of each head, and the weights of one block.
     """
     job = _words(raw)
     requests, kv_heads, group, dim, block_size = job[1], job[2], job[3], job[4], job[5]
     scale = np.float32(_doubles(raw)[15])
     num_floats = group * (2 * dim + 2) + block_size
-    size = 4 if _is_single(raw) else 2  # bytes per element
     item = _take(job)
     while item < requests * kv_heads:
         request, kv_head = item // kv_heads, item % kv_heads
@@ -333,9 +335,6 @@ def decode_attention(raw):
             place = np.int64(table[block])
             keys = _advance(_at(job[17], raw), place * job[18] + kv_head * job[19] + low * job[20])
             values = _advance(_at(job[21], raw), place * job[22] + kv_head * job[23] + low * job[24])
-            following = np.int64(table[min(block + 1, last)])
-            _prefetch_rows(job[17] + size * (following * job[18] + kv_head * job[19]), size * job[20], block_size, size * dim)
-            _prefetch_rows(job[21] + size * (following * job[22] + kv_head * job[23]), size * job[24], block_size, size * dim)
             for head in range(group):
                 _attend_block(
                     _advance(queries, head * dim), _advance(sums, head * dim), _advance(greatest, head),
@@ -349,22 +348,12 @@ def decode_attention(raw):
         item = _take(job)
 
 
-@njit(error_model="numpy", forceinline=True)
-def _prefetch_rows(address, stride, rows, num_bytes):
-    for row in range(rows):
-        for line in range(0, num_bytes, 64):
-            _prefetch(address + row * stride + line)
-
-
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def _attend_block(
     query, sums, greatest, totals, weights, keys, key_stride, values, value_stride, count, dim, softcap
 ):
     """One head's softmax over one more block: earlier sums are scaled down when a greater score comes."""
-    fours = count // 4 * 4
-    for j in range(0, fours, 4):
-        _dot_four(query, _advance(keys, j * key_stride), key_stride, _advance(weights, j), dim)
-    for j in range(fours, count):
+    for j in range(count):
         weights[j] = _dot(query, _advance(keys, j * key_stride), dim)
     if softcap != np.float32(0):
         for j in range(count):
@@ -382,35 +371,10 @@ def _attend_block(
         weights[j] = _exp(weights[j] - peak)
     for j in range(count):
         totals[0] += weights[j]
-    for j in range(0, fours, 4):
-        _add_four(sums, _advance(weights, j), _advance(values, j * value_stride), value_stride, dim)
-    for j in range(fours, count):
+    for j in range(count):
         weight, value = weights[j], _advance(values, j * value_stride)
         for i in range(dim):
             sums[i] += weight * _load(value[i])
-
-
-@njit(fastmath=SUMS, error_model="numpy", forceinline=True)
-def _dot_four(x, rows, stride, out, size):
-    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    first, second, third = rows, _advance(rows, stride), _advance(rows, 2 * stride)
-    fourth = _advance(rows, 3 * stride)
-    for i in range(size):
-        a += x[i] * _load(first[i])
-        b += x[i] * _load(second[i])
-        c += x[i] * _load(third[i])
-        d += x[i] * _load(fourth[i])
-    out[0], out[1], out[2], out[3] = a, b, c, d
-
-
-@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
-def _add_four(sums, weights, rows, stride, size):
-    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
-    first, second, third = rows, _advance(rows, stride), _advance(rows, 2 * stride)
-    fourth = _advance(rows, 3 * stride)
-    for i in range(size):
-        early = a * _load(first[i]) + b * _load(second[i])
-        sums[i] += early + (c * _load(third[i]) + d * _load(fourth[i]))
 
 
 LOOPS = {
@@ -421,3 +385,10 @@ LOOPS = {
     "rms_norm": rms_norm,
     "rope": rope,
 }
+
+
+def compile_loop(name, element, cache):
+    """The address of a loop's machine code, and its owner. A zero divisor gives inf, not an exception."""
+    signature = types.void(types.CPointer({"float32": types.float32, "bfloat16": types.uint16}[element]))
+    compiled = cfunc(signature, cache=cache, fastmath=CONTRACT, error_model="numpy")(LOOPS[name])
+    return compiled.address, compiled

@@ -1,6 +1,6 @@
-"""How the loops of loops.py are compiled and run: on the threads of torch, so that no two pools compete for cores.
+"""How the loops of loops.py are compiled and run: on torch's own threads, so that no two pools compete.
 
-Where numba or a loop for the dtype is missing, `find_loop` gives None and a kernel takes its way through torch.
+Where numba or a loop for the dtype is missing, `find_loop` gives None and a kernel goes through torch.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import torch
 log = logging.getLogger(__name__)
 
 # Work of fewer bytes than this is done before a second thread has woken.
-BYTES_WORTH_A_THREAD = 64 * 1024
+BYTES_WORTH_A_THREAD = 256 * 1024
 
 
 class Loop:
@@ -41,25 +41,22 @@ class Loop:
 
 @cache
 def find_loop(name: str, dtype: torch.dtype, device: torch.device) -> Loop | None:
-    """The loop of this name; compiled at the first call on a machine, and loaded from numba's cache from then on."""
+    """The loop of this name; compiled at the first use on a machine, then loaded from numba's cache."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return None
     began = time.monotonic()
     try:
-        from numba import cfunc, types
-
-        from octavo.kernels.loops import CONTRACT, LOOPS
+        from octavo.kernels.loops import compile_loop
     except ImportError:
         return None
-    element = types.float32 if dtype == torch.float32 else types.uint16
-    signature = types.void(types.CPointer(element))
+    element = str(dtype).removeprefix("torch.")
     try:
-        compiled = cfunc(signature, cache=True, fastmath=CONTRACT)(LOOPS[name])
+        address, owner = compile_loop(name, element, cache=True)  # type: ignore[no-untyped-call]  # as numba is
     except RuntimeError as error:  # nowhere to write the cache
         log.warning("numba cannot cache", extra={"reason": str(error)})
-        compiled = cfunc(signature, fastmath=CONTRACT)(LOOPS[name])
+        address, owner = compile_loop(name, element, cache=False)  # type: ignore[no-untyped-call]  # as numba is
     log.debug("loop", extra={"loop": name, "took_s": round(time.monotonic() - began, 3)})
-    return Loop(compiled.address, compiled)
+    return Loop(address, owner)
 
 
 @cache
@@ -75,8 +72,9 @@ def _torch_threads() -> Callable[[int, int, int, int], None] | None:
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         parallel = library.GOMP_parallel  # found among the libraries that torch's needs
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another platform's build: one thread then
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
-    return lambda function, job, threads, flags: parallel(function, job, threads, flags)
+    call: Callable[[int, int, int, int], None] = parallel
+    return call

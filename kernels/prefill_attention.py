@@ -31,7 +31,7 @@ def prefill_attention(
 ) -> Tensor:
     block_size = key_cache.shape[2]
     outs = []
-    for index, (chunk, length) in enumerate(zip(q.split(chunk_lengths), lengths, strict=True)):
+    for index, (chunk, length) in enumerate(zip(q.split(chunk_lengths), lengths, strict=True)):  # type: ignore[no-untyped-call]  # torch's own
         table = block_tables[index : index + 1, : (length + block_size - 1) // block_size]
         keys = gather(key_cache, table)[:, :, :length]  # [1, kv_heads, length, head_dim]
         values = gather(value_cache, table)[:, :, :length]
@@ -43,7 +43,9 @@ def prefill_attention(
                 queries, keys, values, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=True
             )
         else:
-            out = _attend_groups(queries, keys, values, _seen(len(chunk), length, window, q.device), scale, softcap)
+            out = _attend_groups(
+                queries, keys, values, _seen(len(chunk), length, window, q.device), scale, softcap
+            )
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 

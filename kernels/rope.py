@@ -26,17 +26,6 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tens
     return out
 
 
-def _rope_in_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    dim = cos.shape[-1]
-    if dim < x.shape[-1]:
-        return torch.cat((_rope_in_torch(x[..., :dim], cos, sin, interleaved), x[..., dim:]), -1)
-    if interleaved:
-        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    else:
-        swapped = x.roll(dim // 2, -1)
-    return torch.addcmul(x * cos, swapped, sin)
-
-
 def tables(angles: Tensor, scale: float, interleaved: bool = False) -> tuple[Tensor, Tensor]:
     """cos and sin as `rope` wants them, float32 [positions, dim], from angles [positions, dim/2].
 
@@ -57,3 +46,14 @@ def reference(x: Tensor, angles: Tensor, scale: float, interleaved: bool = False
     a, b = a * cos - b * sin, b * cos + a * sin
     turned = torch.stack((a, b), -1).flatten(-2) if interleaved else torch.cat((a, b), -1)
     return torch.cat((turned.to(x.dtype), rest), -1)
+
+
+def _rope_in_torch(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat((_rope_in_torch(x[..., :dim], cos, sin, interleaved), x[..., dim:]), -1)
+    if interleaved:
+        swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # type: ignore[no-untyped-call]  # torch's own
+    else:
+        swapped = x.roll(dim // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin)

@@ -6,7 +6,6 @@ returns False did not happen.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, NewType, TypeVar
@@ -17,7 +16,8 @@ import zmq
 log = logging.getLogger(__name__)
 
 Address = NewType("Address", bytes)
-"""A Link as its Hub sees it; new in each incarnation, so a dead process is never mistaken for its successor."""
+"""A Link as its Hub sees it. The Hub makes a new one for each connection: a process that has died, or lost its
+connection and with it frames, is never mistaken for the one that was there before."""
 
 In = TypeVar("In")
 
@@ -110,8 +110,6 @@ class Link(_Socket[In]):
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, incoming: object) -> None:
         super().__init__(context, zmq.DEALER, incoming)
-        self.address = Address(os.urandom(12))
-        self.socket.setsockopt(zmq.IDENTITY, b"o" + self.address)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)

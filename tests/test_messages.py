@@ -192,6 +192,7 @@ def test_a_message_of_another_edge_is_dropped(union: types.UnionType) -> None:
             msgspec.msgpack.decode(msgspec.msgpack.encode(sample(kind, seed=4)), type=union)
 
 
+@settings(deadline=None)
 @given(st.lists(INT32))
 def test_packed_values_are_little_endian_and_come_back(values: list[int]) -> None:
     packed = pack(values)
@@ -209,6 +210,7 @@ def test_bytes_that_are_no_whole_values_cannot_be_unpacked() -> None:
         unpack(b"12345")
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**16 - 1))
 def test_a_request_id_tells_its_call_and_index(call: bytes, index: int) -> None:
     id = request_id(CallId(call), index)

@@ -13,6 +13,7 @@ from octavo.services.executor.models.spec import Attention
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
 
+
 @dataclass(frozen=True)
 class Batch:
     """All rows of one step: first one for each decoding slot, then the chunks."""

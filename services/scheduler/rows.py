@@ -1,13 +1,12 @@
 """The rows of a step's result, sorted by the tokenizer that each goes to."""
 
-from array import array
 from collections.abc import Callable, Sequence
-from operator import itemgetter, sub
+from operator import itemgetter
 
 import msgspec
 
 from octavo.services.scheduler.request import Request
-from octavo.shared.messages import RequestId, Tokens, pack
+from octavo.shared.messages import INT32_BYTES, RequestId, Tokens, pack
 from octavo.shared.transport import Address
 
 
@@ -17,14 +16,23 @@ class TokenizerRows(msgspec.Struct, frozen=True):
     route: Address
     requests: list[Request]
     ids: list[RequestId]
-    arrays: "list[array[int]]"
-    num_prompts: list[int]
+    num_output: int
+    """Tokens that the first request had when these rows were sorted."""
+    first_starts: int
+    """What all requests had then: int32 lanes of one large integer."""
+    one_each: int
+    """1 in every lane."""
     pick: Callable[[Sequence[int]], Sequence[int]] | None
     """Chooses these rows' tokens from those of all rows; None when these are all."""
 
     def starts(self) -> bytes:
-        """The places in their completions of the tokens to come, packed."""
-        return pack(list(map(sub, map(len, self.arrays), self.num_prompts)))
+        """The places in their completions of the tokens to come, packed.
+
+        All rows move on by one token a step, so one addition over all lanes does it; no lane can overflow.
+        """
+        num_steps = self.requests[0].num_output - self.num_output
+        starts = self.first_starts + num_steps * self.one_each
+        return starts.to_bytes(INT32_BYTES * len(self.ids), "little")
 
     def choose(self, tokens: Sequence[int]) -> Sequence[int]:
         """Of the tokens of all rows, these rows' own."""
@@ -38,21 +46,28 @@ class TokenizerRows(msgspec.Struct, frozen=True):
 
 def group_rows(owners: Sequence[Request | None]) -> list[TokenizerRows]:
     """Rows by tokenizer; those without an owner go nowhere."""
-    by_route: dict[Address, list[int]] = {}
+    by_route: dict[Address, tuple[list[int], list[Request]]] = {}
     for row, request in enumerate(owners):
         if request is not None:
-            by_route.setdefault(request.route, []).append(row)
-    return [_rows_of(route, rows, owners) for route, rows in by_route.items()]
+            rows, requests = by_route.setdefault(request.route, ([], []))
+            rows.append(row)
+            requests.append(request)
+    return [_rows_of(route, *members, len(owners)) for route, members in by_route.items()]
 
 
-def _rows_of(route: Address, rows: list[int], owners: Sequence[Request | None]) -> TokenizerRows:
+def _rows_of(route: Address, rows: list[int], requests: list[Request], num_rows: int) -> TokenizerRows:
     pick: Callable[[Sequence[int]], Sequence[int]] | None = None
-    if len(rows) == 1 < len(owners):
+    if len(rows) == 1 < num_rows:
         pick = itemgetter(slice(rows[0], rows[0] + 1))  # itemgetter of one index would give no sequence
-    elif len(rows) < len(owners):
+    elif len(rows) < num_rows:
         pick = itemgetter(*rows)
-    requests = [request for row in rows if (request := owners[row]) is not None]
+    num_outputs = [request.num_output for request in requests]
     return TokenizerRows(
-        route, requests, [request.id for request in requests], [request.token_ids for request in requests],
-        [request.num_prompt for request in requests], pick,
-    )  # fmt: skip
+        route,
+        requests,
+        [request.id for request in requests],
+        num_outputs[0],
+        int.from_bytes(pack(num_outputs), "little"),
+        int.from_bytes(pack([1] * len(requests)), "little"),
+        pick,
+    )

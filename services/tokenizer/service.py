@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,10 @@ from octavo.shared.transport import (
     wait,
 )
 
+FRAMES_PER_TURN = 4
+"""Of the scheduler, each with a step's tokens: what they bring is sent on before more are looked at, so that
+a tokenizer that lags behind neither holds text back nor falls silent."""
+
 
 def serve(config: Config, folder: Path) -> None:
     """Run until SIGTERM."""
@@ -43,14 +48,16 @@ def serve(config: Config, folder: Path) -> None:
     core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")
     began = time.monotonic()
     heard, asked = dict.fromkeys([scheduler, *gateways], began), began
+    backlog: deque[Message] = deque()
     for gateway in gateways:
         gateway.send(Serving(boot))
     while not stop.is_set:
-        wait([scheduler, *gateways], HEARTBEAT_S)
+        wait([scheduler, *gateways], 0.0 if backlog else HEARTBEAT_S)
         now = time.monotonic()
-        for message in scheduler.receive():
+        backlog.extend(() if backlog else scheduler.receive())
+        for _ in range(min(len(backlog), FRAMES_PER_TURN)):
             heard[scheduler] = now
-            core.hear_scheduler(message)
+            core.hear_scheduler(backlog.popleft())
         for index, gateway in enumerate(gateways):
             for message in gateway.receive():
                 heard[gateway] = now

@@ -2,7 +2,7 @@
 
 from array import array
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.services.scheduler.policy import FuturePeak, expected_output, retry_after_s, victim
@@ -53,6 +53,7 @@ def test_a_request_longer_than_usual_is_expected_to_take_one_more_block() -> Non
     assert expected_output(make_request(1, num_output=80), typical=64.0, block_size=16) == 16
 
 
+@settings(deadline=None)
 @given(RUNNING, st.integers(0, 100), st.integers(1, 100))
 def test_the_peak_with_one_more_is_that_of_a_simulated_future(
     running: list[tuple[int, int]], now: int, rest: int
@@ -60,6 +61,7 @@ def test_the_peak_with_one_more_is_that_of_a_simulated_future(
     assert FuturePeak(running).with_one(now, rest) == peak_by_hand([*running, (now, rest)])
 
 
+@settings(deadline=None)
 @given(RUNNING, RUNNING)
 def test_a_peak_grown_one_by_one_equals_one_made_at_once(
     first: list[tuple[int, int]], later: list[tuple[int, int]]

@@ -13,8 +13,9 @@ import pytest
 from tests.tools.server import is_alive, running, started, wait_until
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
-END_S = 2.0
-REFUSE_S = 40.0
+END_S = 3.0  # 2 s, and one for a busy machine
+ANSWER_S = 180.0  # a model whose threads wait for each other on a busy machine is slow
+REFUSE_S = 90.0
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -33,7 +34,7 @@ def test_the_start_is_told_stage_by_stage_and_ends_with_a_line_to_try() -> None:
         assert f"curl {server.url}/v1/chat/completions -H" in server.output
         assert "Traceback" not in server.errors
         curl = next(line for line in server.output.splitlines() if line.startswith("  curl "))
-        done = subprocess.run(f"{curl} -s", shell=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(f"{curl} -s", shell=True, capture_output=True, text=True, timeout=ANSWER_S)
         assert '"role":"assistant"' in done.stdout
 
 

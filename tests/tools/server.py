@@ -1,5 +1,6 @@
 """Starts `octavo serve` as its users do, and makes sure that nothing is left of it afterwards."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it has no type information
 
-START_S = 60.0  # loading torch and the model on a busy machine
+START_S = 120.0  # loading torch and the model on a busy machine
 STOP_S = 5.0
 WAIT_S = 15.0
+PR_SET_PDEATHSIG = 1
 _READY = re.compile(r"Ready after .* at http://([^:/]+):(\d+)")
 
 
@@ -97,7 +99,14 @@ def started(*flags: str, environment: dict[str, str] | None = None) -> Iterator[
     command = [str(Path(sys.executable).parent / "octavo"), "serve", "--port", "0", *flags]
     variables = os.environ | {"TMPDIR": str(folder)} | (environment or {})
     with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
-        process = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=variables)
+        process = psutil.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=variables,
+            preexec_fn=_die_with_parent,
+        )
     try:
         yield process, folder
     finally:
@@ -134,6 +143,11 @@ def wait_until(is_true: Callable[[], object], what: str, timeout_s: float = WAIT
         assert time.monotonic() - began < timeout_s, f"not within {timeout_s} s: {what}"
         time.sleep(0.02)
     return time.monotonic() - began
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the tests are, so that nothing of them stays."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait_until_ready(process: psutil.Popen, folder: Path) -> Server:

@@ -83,10 +83,10 @@ class AttentionLayer:
             qkv = qkv.clamp_(-spec.clip_qkv, spec.clip_qkv)
         heads = qkv.view(len(x), -1, spec.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
         if self.q_norm is None and spec.rope is not None:
-            both, v = heads.split([spec.heads + spec.kv_heads, spec.kv_heads], 1)
-            q, k = rope(both, *angles.of(spec.rope), spec.rope.interleaved).split(self.splits[:2], 1)
+            both, v = heads.split([spec.heads + spec.kv_heads, spec.kv_heads], 1)  # type: ignore[no-untyped-call]  # torch's own
+            q, k = rope(both, *angles.of(spec.rope), spec.rope.interleaved).split(self.splits[:2], 1)  # type: ignore[no-untyped-call]  # torch's own
         else:
-            q, k, v = heads.split(self.splits, 1)
+            q, k, v = heads.split(self.splits, 1)  # type: ignore[no-untyped-call]  # torch's own
             q, k = self._normed_and_turned(q, k, angles)
         return self.out(attend(layer, q, k, v, spec).flatten(1), residual)
 
@@ -128,7 +128,9 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
         h = self._norm("attn", x)
-        attended = self._add("attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend))
+        attended = self._add(
+            "attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend)
+        )
         if not self.spec.parallel:
             normed = self._norm("mlp", attended)
         else:
@@ -189,7 +191,10 @@ class DecoderModel:
         self._ropes = {each: _rope_tables(each, max_positions, dtype, self.embed.device) for each in ropes}
 
     def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The last layer's output before the final norm, [tokens, hidden]. token_ids, positions: [tokens] int64."""
+        """The last layer's output before the final norm, [tokens, hidden].
+
+        token_ids, positions: [tokens] int64.
+        """
         x = F.embedding(token_ids, self.embed)
         if self.spec.embed_scale != 1.0:
             x = x * self.spec.embed_scale

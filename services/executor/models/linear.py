@@ -1,8 +1,7 @@
 """A linear layer, and the choice of how a CPU multiplies it.
 
-Measured on a CPU with bfloat16 (2 cores): a few rows are fastest as plain dot products, which read the weight at the
-speed of memory; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it at each
-call.
+Measured on CPUs (bfloat16): one row is fastest as plain dot products, which read the weight at memory's
+speed; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it at each call.
 """
 
 import torch
@@ -26,12 +25,14 @@ class Linear:
         if x.shape[0] <= MOST_ROWS:
             return few_rows_linear(x, self.weight, self.bias, residual)
         if self._packed is None:
-            product = F.linear(x, self.weight, self.bias)
+            product: Tensor = F.linear(x, self.weight, self.bias)
             return product if residual is None else product.add_(residual)
         ops = torch.ops.mkldnn
         if residual is None:
-            return ops._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # torch's own
-        return ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")  # type: ignore[no-any-return]  # torch's own
+            product = ops._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        else:
+            product = ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+        return product
 
 
 def can_pack(weight: Tensor) -> bool:
