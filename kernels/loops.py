@@ -20,9 +20,6 @@ from numba.extending import intrinsic
 PREFETCH_BYTES = 4096  # how far ahead weights are asked for: past the page where a hardware prefetcher stops
 SUMS = {"reassoc", "contract", "nsz"}  # a sum may be taken in any order; NaN and inf stay what they are
 CONTRACT = {"contract"}
-    "fastmath": CONTRACT,
-    "error_model": "numpy",
-}  # of the loops; a zero divisor gives inf, no exception
 
 _WORD = ir.IntType(32)
 _INF = np.float32(np.inf)

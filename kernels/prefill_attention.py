@@ -7,8 +7,8 @@ chunk_lengths           new tokens of each request; they sum to `tokens`
 lengths                 positions of each request up to and with its chunk
 returns                 [tokens, heads, head_dim] in the dtype of q
 
-A token at position p sees positions (p - window, p]. Otherwise as decode_attention, which is the reference too:
-a chunk of n tokens is n requests of one token each, with lengths that grow by one.
+A token at position p sees positions (p - window, p]. Otherwise as decode_attention, which is the reference
+too: a chunk of n tokens is n requests of one token each, with lengths that grow by one.
 """
 
 import torch

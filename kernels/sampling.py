@@ -3,9 +3,9 @@
 logits   [rows, vocab] float
 returns  [rows] int64 token ids
 
-A draw needs one uniform number, Philox4x32-10 keyed by the request's seed with the position as counter: the same
-seed and position give the same number on every device and in every batch. The token is the first one, by id, at
-which the running sum of the kept probabilities exceeds the number times their total.
+A draw needs one uniform number, Philox4x32-10 keyed by the request's seed with the position as counter: the
+same seed and position give the same number on every device and in every batch. The token is the first one, by
+id, at which the running sum of the kept probabilities exceeds the number times their total.
 
 The order is vLLM's. Of equally likely tokens at the edge of top-k or top-p, all are kept.
 source   Salmon et al. 2011 (Philox); Holtzman et al. 2019 (top-p); Nguyen et al. 2024 (min-p)

@@ -8,7 +8,7 @@ the tokenizer speak of calls; the tokenizer, the scheduler and the executor of r
     tokenizer -> scheduler Join  Enqueue  Cancel  Heartbeat
     scheduler -> tokenizer Ready  Tokens  Refused  Heartbeat
     scheduler -> executor  Reset  Step
-    executor -> scheduler  ExecutorReady  StepResult  StepFailed  Heartbeat
+    executor -> scheduler  ExecutorReady  StepResult  StepFailed
 
 Fields are appended with defaults, never moved or removed: an old reader ignores new ones. Lists of token ids,
 blocks and slots travel as raw little-endian int32 (see `pack` and `unpack`).
@@ -273,6 +273,8 @@ class StepResult(Message):
 
 
 class ExecutorReady(Message):
+    """An executor's greeting, repeated as its heartbeat. From an unknown address it begins an epoch."""
+
     boot: bytes
     model: ModelInfo
 
@@ -290,4 +292,4 @@ TO_GATEWAY = Serving | Text | CallFailed | Heartbeat
 TO_SCHEDULER_FROM_TOKENIZER = Join | Enqueue | Cancel | Heartbeat
 TO_TOKENIZER_FROM_SCHEDULER = Ready | Tokens | Refused | Heartbeat
 TO_EXECUTOR = Reset | Step | Heartbeat
-TO_SCHEDULER_FROM_EXECUTOR = ExecutorReady | StepResult | StepFailed | Heartbeat
+TO_SCHEDULER_FROM_EXECUTOR = ExecutorReady | StepResult | StepFailed

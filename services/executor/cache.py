@@ -11,17 +11,17 @@ from octavo.shared.errors import ModelError
 
 
 class KvCache:
-    """Keys and values of all layers in one tensor, [layers, 2, blocks + 1, block_size, kv_heads, head_dim].
+    """All keys and values in one tensor, [layers, 2, blocks + 1, block_size, kv_heads, head_dim].
 
-    The last block is the null block: it stays zero, and padded block tables point to it. A block is zeroed when a
-    request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
+    The last block is the null block: it stays zero, and padded block tables point to it. A block is zeroed
+    when a request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
     """
 
     def __init__(self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         attention = uniform_attention(spec)
         self.num_blocks, self.block_size, self.null_block = num_blocks, block_size, num_blocks
         shape = (len(spec.layers), 2, num_blocks + 1, block_size, attention.kv_heads, attention.head_dim)
-        # Anonymous pages are zero, and take memory when they are first written; torch.zeros would write them all.
+        # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
         self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
         # [blocks, kv_heads, block_size, head_dim] views, as the kernels' contract wants them

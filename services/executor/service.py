@@ -13,7 +13,6 @@ from octavo.shared.config import Config
 from octavo.shared.messages import (
     TO_EXECUTOR,
     ExecutorReady,
-    Heartbeat,
     Message,
     ModelInfo,
     Reset,
@@ -22,7 +21,7 @@ from octavo.shared.messages import (
     StepResult,
 )
 from octavo.shared.process import Pulse, StopFlag, Stopwatch
-from octavo.shared.transport import HEARTBEAT_S, SILENCE_S, Link, executor_endpoint, new_context, wait
+from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_context, wait
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def serve(config: Config, folder: Path) -> None:
         loop.turn()
         now = time.monotonic()
         if pulse.is_due(now):
-            loop.keep_in_touch(now)
+            loop.greet()
             pulse.beat(is_ready=loop.epoch > 0)
     pulse.end()
 
@@ -59,14 +58,12 @@ class _Loop:
     def __init__(self, engine: RunsSteps, link: Link[Message], boot: bytes) -> None:
         self._engine, self._link, self._boot = engine, link, boot
         self._steps: deque[Step] = deque()
-        self._heard = 0.0
         self.epoch = 0
 
     def turn(self) -> None:
         if not self._steps:
             wait([self._link], HEARTBEAT_S)
         for message in self._link.receive():
-            self._heard = time.monotonic()
             if isinstance(message, Reset):
                 self.epoch = message.epoch
                 self._steps.clear()
@@ -76,12 +73,9 @@ class _Loop:
         if self._steps:
             self._run(self._steps.popleft())
 
-    def keep_in_touch(self, now: float) -> None:
-        """A heartbeat; or, to a scheduler that is new or silent, a greeting."""
-        if self.epoch == 0 or now - self._heard > SILENCE_S:
-            self._link.send(ExecutorReady(self._boot, self._engine.info))
-        else:
-            self._link.send(Heartbeat())
+    def greet(self) -> None:
+        """Say that we are here: a heartbeat to a scheduler that knows us, a beginning to one that does not."""
+        self._link.send(ExecutorReady(self._boot, self._engine.info))
 
     def _run(self, step: Step) -> None:
         try:

@@ -135,7 +135,8 @@ class Scheduler:
 
     def _hear_executor(self, address: Address, message: Message) -> None:
         if isinstance(message, ExecutorReady):
-            self._welcome_executor(address, message.model)
+            if address != self._executor:  # it greets all the time, for a scheduler that is new to it
+                self._welcome_executor(address, message.model)
         elif address != self._executor:
             return  # the last words of one that was given up
         elif isinstance(message, StepResult) and message.epoch == self._epoch:

@@ -198,7 +198,7 @@ def _crash(container: str) -> None:
 def _is_ready(stack: Stack) -> bool:
     try:
         return stack.ask("/readyz") == {"status": "ready"}
-    except OSError:
+    except (OSError, subprocess.CalledProcessError):  # while it starts it has no port, and then another one
         return False
 
 
@@ -227,7 +227,10 @@ def _need_docker() -> None:
 
 
 def _run(*command: str, timeout_s: float = COMMAND_S, env: dict[str, str] | None = None) -> str:
-    """What a command says. AssertionError with its last words if it fails."""
+    """What a command says. Raises CalledProcessError, with its last words, if it fails."""
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout_s)
-    assert ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout}\n{ended.stderr[-4000:]}"
+    if ended.returncode:
+        error = subprocess.CalledProcessError(ended.returncode, command)
+        error.add_note(f"{ended.stdout}\n{ended.stderr[-4000:]}")
+        raise error
     return ended.stdout.strip()

@@ -132,6 +132,7 @@ class SchedulerRig:
         """Everything to tokenizers, oldest first."""
         self.to_executor: list[tuple[Address, Message]] = []
         self._engine = SimEngine(self.model, step_ms=0)
+        self._executor = EXECUTOR
         self._num_requests = 0
         if has_executor:
             self.connect_executor()
@@ -139,6 +140,7 @@ class SchedulerRig:
     def connect_executor(self, address: Address = EXECUTOR, model: ModelInfo | None = None) -> None:
         """An executor greets; what was sent to the one before is lost with it."""
         self.steps.clear()
+        self._executor = address
         self.step(Inbox(from_executor=[(address, ExecutorReady(b"", model or self.model))]))
 
     def step(self, inbox: Inbox | None = None) -> Outbox:
@@ -186,7 +188,7 @@ class SchedulerRig:
 
     def settle(self) -> None:
         """The oldest step is run and settled."""
-        self.step(Inbox(from_executor=[(EXECUTOR, self.run_step())]))
+        self.step(Inbox(from_executor=[(self._executor, self.run_step())]))
 
     def run_all(self) -> None:
         """Until no step is in flight."""

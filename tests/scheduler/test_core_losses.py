@@ -15,6 +15,7 @@ from tests.scheduler.harness import (
 
 from octavo.services.scheduler.core import ORPHANED_S, Inbox
 from octavo.shared.messages import (
+    ExecutorReady,
     Heartbeat,
     Join,
     Ready,
@@ -183,12 +184,23 @@ def test_results_of_an_executor_that_was_given_up_are_ignored() -> None:
     assert rig.scheduler.is_ready
 
 
+def test_a_greeting_of_the_executor_at_work_changes_nothing() -> None:
+    rig = SchedulerRig()
+    request = rig.enqueue(make_prompt(5), max_tokens=9)
+    rig.settle()
+    num_resets = sum(isinstance(message, Reset) for _, message in rig.to_executor)
+    rig.step(Inbox(from_executor=[(EXECUTOR, ExecutorReady(b"", rig.model))]))
+    rig.run_all()
+    assert rig.received(request) == completion(request)
+    assert sum(isinstance(message, Reset) for _, message in rig.to_executor) == num_resets
+
+
 def test_results_of_an_earlier_epoch_are_ignored() -> None:
     rig = SchedulerRig()
     request = rig.enqueue(make_prompt(5), max_tokens=9)
     late = rig.run_step()
-    rig.connect_executor()
-    rig.step(Inbox(from_executor=[(EXECUTOR, late)]))
+    rig.connect_executor(OTHER_EXECUTOR)
+    rig.step(Inbox(from_executor=[(OTHER_EXECUTOR, late)]))
     assert rig.received(request) == []
     rig.run_all()
     assert rig.received(request) == completion(request)

@@ -1,7 +1,7 @@
 """A linear layer, and the choice of how a CPU multiplies it.
 
 Measured on CPUs (bfloat16): one row is fastest as plain dot products, which read the weight at memory's
-speed; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it at each call.
+speed; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it every time.
 """
 
 import torch
