@@ -101,19 +101,13 @@ class Bench:
         length = options.prompt + options.steps + 200
         num_blocks = options.requests * (length // BLOCK_SIZE + 2)
         batched = options.batched_tokens or options.requests * options.prompt
-        self.model = ModelInfo(
-            VOCAB, length, BLOCK_SIZE, num_blocks, options.requests, batched, "sim", "none"
-        )
+        self.model = ModelInfo(VOCAB, length, BLOCK_SIZE, num_blocks, options.requests, batched, "sim", "none")
         self.requests = make_requests(options.requests, options.prompt, options.steps + 100)
         self.executor = FakeExecutor()
         self.scheduler = Scheduler(b"benchmark", max_queued_requests=options.requests)
         self._encoder = msgspec.msgpack.Encoder()
-        self._from_tokenizer: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
-            TO_SCHEDULER_FROM_TOKENIZER
-        )
-        self._from_executor: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
-            TO_SCHEDULER_FROM_EXECUTOR
-        )
+        self._from_tokenizer: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(TO_SCHEDULER_FROM_TOKENIZER)
+        self._from_executor: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(TO_SCHEDULER_FROM_EXECUTOR)
         self.note(self.scheduler.step(0.0, Inbox(from_executor=[(EXECUTOR, ExecutorReady(b"", self.model))])))
 
     def note(self, outbox: Outbox) -> list[Step]:
@@ -204,15 +198,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1024, help="decoding requests")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--steps", type=int, default=1000, help="steps to measure")
-    parser.add_argument(
-        "--batched-tokens", type=int, help="tokens that a step may compute; none: all prompts"
-    )
+    parser.add_argument("--batched-tokens", type=int, help="tokens that a step may compute; none: all prompts")
     parser.add_argument("--tokenizers", type=int, nargs="+", default=[1, 2, 4], help="runs with so many")
     options = parser.parse_args()
     results = {str(count): measure(options, count) for count in options.tokenizers}
-    print(
-        f"{options.requests} requests, prompts of {options.prompt}, {options.steps} steps; median (p99) in ms"
-    )
+    print(f"{options.requests} requests, prompts of {options.prompt}, {options.steps} steps; median (p99) in ms")
     print("tokenizers" + "".join(f"{name:>18}" for name in results[str(options.tokenizers[0])]))
     for count, numbers in results.items():
         cells = (f"{each['median']:.3f} ({each['p99']:.3f})" for each in numbers.values())

@@ -29,9 +29,7 @@ def main() -> int:
     bodies = [completion_body(prompt, options.tokens) for prompt in prompts]
     address = urlsplit(options.url)
     began = time.monotonic()
-    streams = asyncio.run(
-        run_streams(address.hostname or "127.0.0.1", address.port or 80, bodies, options.timeout)
-    )
+    streams = asyncio.run(run_streams(address.hostname or "127.0.0.1", address.port or 80, bodies, options.timeout))
     took_s = time.monotonic() - began
     num_wrong = 0
     for prompt, stream in zip(prompts, streams, strict=True):
@@ -74,9 +72,7 @@ def _ms(ordered: Sequence[float], share: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     parser.add_argument("--n", type=int, default=1000, help="streams at once (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of each (default: %(default)s)")

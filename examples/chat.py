@@ -7,7 +7,7 @@ from openai import OpenAI
 client = OpenAI(base_url=os.environ.get("OCTAVO_URL", "http://127.0.0.1:8000") + "/v1", api_key="none")
 stream = client.chat.completions.create(
     model=client.models.list().data[0].id,
-    messages=[{"role": "user", "content": "What is the capital of France?"}],
+    messages=[{"role": "user", "content": "What is the capital of Japan?"}],
     max_tokens=50,
     temperature=0,
     stream=True,

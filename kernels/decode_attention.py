@@ -33,19 +33,13 @@ def decode_attention(
     softcap: float | None = None,
 ) -> Tensor:
     loop = find_loop("decode_attention", q.dtype, q.device)
-    if loop is None or any(
-        each.stride(-1) != 1 for each in (q, key_cache, value_cache, block_tables, lengths)
-    ):
-        return _attend_in_torch(
-            q, key_cache, value_cache, block_tables, lengths, max_length, scale, window, softcap
-        )
+    if loop is None or any(each.stride(-1) != 1 for each in (q, key_cache, value_cache, block_tables, lengths)):
+        return _attend_in_torch(q, key_cache, value_cache, block_tables, lengths, max_length, scale, window, softcap)
     requests, heads, head_dim = q.shape
     kv_heads, block_size = key_cache.shape[1:3]
     group = heads // kv_heads
     out = q.new_empty(q.shape)
-    scratch = torch.empty(
-        requests * kv_heads * (group * (2 * head_dim + 2) + block_size), dtype=torch.float32
-    )
+    scratch = torch.empty(requests * kv_heads * (group * (2 * head_dim + 2) + block_size), dtype=torch.float32)
     positions = min(max_length, window or max_length)
     loop.run(
         2 * requests * positions * kv_heads * head_dim * q.itemsize,
@@ -96,9 +90,7 @@ def gather(cache: Tensor, tables: Tensor) -> Tensor:
     """What tables [requests, blocks] name, in order: [requests, kv_heads, positions, head_dim]."""
     tokens_first = cache.transpose(1, 2)
     if not tokens_first.is_contiguous():
-        tokens_first = cache[tables.long()].transpose(
-            2, 3
-        )  # [requests, blocks, block_size, kv_heads, head_dim]
+        tokens_first = cache[tables.long()].transpose(2, 3)  # [requests, blocks, block_size, kv_heads, head_dim]
         return tokens_first.flatten(1, 2).transpose(1, 2)
     chosen = tokens_first.flatten(1).index_select(0, tables.flatten())
     return chosen.view(len(tables), -1, *tokens_first.shape[2:]).transpose(1, 2)

@@ -346,9 +346,7 @@ def decode_attention(raw):
 
 
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
-def _attend_block(
-    query, sums, greatest, totals, weights, keys, key_stride, values, value_stride, count, dim, softcap
-):
+def _attend_block(query, sums, greatest, totals, weights, keys, key_stride, values, value_stride, count, dim, softcap):
     """One head's softmax over one more block: earlier sums are scaled down when a greater score comes."""
     for j in range(count):
         weights[j] = _dot(query, _advance(keys, j * key_stride), dim)

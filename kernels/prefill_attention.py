@@ -43,9 +43,7 @@ def prefill_attention(
                 queries, keys, values, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=True
             )
         else:
-            out = _attend_groups(
-                queries, keys, values, _seen(len(chunk), length, window, q.device), scale, softcap
-            )
+            out = _attend_groups(queries, keys, values, _seen(len(chunk), length, window, q.device), scale, softcap)
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 
@@ -58,9 +56,7 @@ def _seen(chunk: int, length: int, window: int | None, device: torch.device) -> 
     return seen if window is None else seen & (others > own - window)
 
 
-def _attend_groups(
-    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float
-) -> Tensor:
+def _attend_groups(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:
     """`attend` with the heads of a group as rows: [1, heads, chunk, head_dim] in and out."""
     kv_heads = keys.shape[1]
     group = q.shape[1] // kv_heads

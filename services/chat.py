@@ -44,12 +44,8 @@ def chat(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "octavo chat", description="Talk to a running server; one line, one turn."
-    )
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="the server's address (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser("octavo chat", description="Talk to a running server; one line, one turn.")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server's address (default: %(default)s)")
     parser.add_argument("--model", help="model name (default: the server's)")
     parser.add_argument("--system", help="a system message to begin with")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default: %(default)s)")

@@ -12,7 +12,17 @@ from octavo.shared.config import parse
 from octavo.shared.errors import ModelError
 from octavo.shared.model_files import locate
 
-PACKAGES = ("torch", "aiohttp", "tokenizers", "safetensors", "gguf", "jinja2", "pyzmq", "msgspec", "prometheus-client")
+PACKAGES = (
+    "torch",
+    "aiohttp",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "jinja2",
+    "pyzmq",
+    "msgspec",
+    "prometheus-client",
+)
 
 
 def doctor(arguments: Sequence[str]) -> int:

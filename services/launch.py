@@ -73,9 +73,7 @@ class Child:
     def restart(self) -> None:
         """Start anew. Raises StartFailed when that has been done too often of late."""
         if len(self._starts) == MAX_RESTARTS and time.monotonic() - self._starts[0] < RESTARTS_S:
-            raise StartFailed(
-                f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above"
-            )
+            raise StartFailed(f"{self.role} ended {MAX_RESTARTS} times within {RESTARTS_S:.0f} s; see the log above")
         self.output.close()
         self.reason, self._unfinished = "", b""
         self.process = self._start()
@@ -142,9 +140,7 @@ class _Supervisor:
         if self._stop.is_set:
             return
         if not self._is_ready:
-            raise StartFailed(
-                child.reason or f"the {child.role} process ended with code {code} before it was ready"
-            )
+            raise StartFailed(child.reason or f"the {child.role} process ended with code {code} before it was ready")
         because = f": {child.reason}" if child.reason else ""
         _say(
             f"octavo: the {child.role} process ended with code {code}{because}; it is started again",
@@ -231,9 +227,7 @@ def _reserve_port(host: str, port: int) -> socket.socket:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((host, port))
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
-        ) from None
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from None
     return reserved
 
 

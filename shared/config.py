@@ -66,7 +66,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4.0
 
     sim_step_ms: Annotated[
-        float, Meta(ge=0.0, le=60_000.0, description="how long a simulated step takes", extra={"group": "other"})
+        float,
+        Meta(ge=0.0, le=60_000.0, description="how long a simulated step takes", extra={"group": "other"}),
     ] = 0.0
     runtime_dir: Annotated[
         str | None, Meta(description="folder of the sockets between processes; none: a fresh private one")

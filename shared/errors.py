@@ -97,8 +97,7 @@ class Unavailable(RequestError):
 
 
 BY_STATUS: dict[int, type[RequestError]] = {
-    kind.status: kind
-    for kind in (InvalidRequest, Unauthorized, NotFound, TooLarge, Overloaded, Internal, Unavailable)
+    kind.status: kind for kind in (InvalidRequest, Unauthorized, NotFound, TooLarge, Overloaded, Internal, Unavailable)
 }
 
 

@@ -102,7 +102,7 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     dtype: str
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """Both ways on every edge, from the main loop, so that silence means a dead or stuck process."""
 
     is_ready: bool = True
@@ -120,7 +120,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     num_chars: int = 0
 
 
-class Generate(Message):
+class Generate(Message, frozen=True):
     """One call. Sent again, to another tokenizer, when the first one dies."""
 
     id: CallId
@@ -137,17 +137,17 @@ class Generate(Message):
     """By choice; empty at first."""
 
 
-class CancelCall(Message):
+class CancelCall(Message, frozen=True):
     id: CallId
 
 
-class Serving(Message):
+class Serving(Message, frozen=True):
     """A tokenizer's greeting: it can take calls."""
 
     boot: bytes
 
 
-class Text(Message):
+class Text(Message, frozen=True):
     """Finished bytes of many calls, one entry a chunk, in columns."""
 
     ids: list[CallId]
@@ -162,7 +162,7 @@ class Text(Message):
     """Entries after which nothing follows for their call."""
 
 
-class CallFailed(Message):
+class CallFailed(Message, frozen=True):
     id: CallId
     error: ErrorInfo
 
@@ -170,13 +170,13 @@ class CallFailed(Message):
 # tokenizer <-> scheduler
 
 
-class Join(Message):
+class Join(Message, frozen=True):
     """A tokenizer's greeting, answered by Ready as soon as there is a model."""
 
     boot: bytes
 
 
-class Enqueue(Message):
+class Enqueue(Message, frozen=True):
     """One request. Idempotent by id: sent again it re-attaches, and what it lacks is sent once more."""
 
     id: RequestId
@@ -188,18 +188,18 @@ class Enqueue(Message):
     """Tokens of the completion that the sender already has."""
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     ids: list[RequestId]
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The scheduler has an executor. A new `boot` means that it knows nothing of earlier requests."""
 
     boot: bytes
     model: ModelInfo
 
 
-class Tokens(Message):
+class Tokens(Message, frozen=True):
     """New tokens of many requests, in columns."""
 
     ids: list[RequestId]
@@ -213,7 +213,7 @@ class Tokens(Message):
     """Entry -> finish reason: "stop" or "length"."""
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """A request ends without (more) tokens."""
 
     id: RequestId
@@ -223,7 +223,7 @@ class Refused(Message):
 # scheduler <-> executor
 
 
-class Reset(Message):
+class Reset(Message, frozen=True):
     """A new epoch begins: forget every slot."""
 
     epoch: int
@@ -242,7 +242,7 @@ class NewRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     params: SamplingParams
 
 
-class Step(Message):
+class Step(Message, frozen=True):
     """One step, as the difference to the one before.
 
     The executor computes one token for every slot that is decoding, and for each entry of `chunk_slots` the next
@@ -263,7 +263,7 @@ class Step(Message):
     chunk_lengths: bytes = b""
 
 
-class StepResult(Message):
+class StepResult(Message, frozen=True):
     """The tokens that a step sampled: one for each decoding slot and each finished prompt."""
 
     epoch: int
@@ -272,14 +272,14 @@ class StepResult(Message):
     token_ids: bytes
 
 
-class ExecutorReady(Message):
+class ExecutorReady(Message, frozen=True):
     """An executor's greeting, repeated as its heartbeat. From an unknown address it begins an epoch."""
 
     boot: bytes
     model: ModelInfo
 
 
-class StepFailed(Message):
+class StepFailed(Message, frozen=True):
     """The executor could not run a step and is about to end."""
 
     epoch: int

@@ -107,7 +107,7 @@ class CompletionRequest(_Options, frozen=True, kw_only=True):
             return [self.prompt]
         kinds = {type(each) for each in self.prompt}
         if kinds == {int}:
-            return [self.prompt]  # type: ignore[list-item]  # all are ints
+            return [self.prompt]  # type: ignore[return-value]  # all are ints
         if kinds == {str} or kinds == {list}:
             return self.prompt  # type: ignore[return-value]  # all are of one kind
         raise InvalidRequest("prompt: a list must hold only texts, only token ids or only lists of them", "prompt")

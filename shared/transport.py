@@ -45,16 +45,16 @@ class _Socket(Generic[In]):
         ):
             self.socket.setsockopt(option, value)
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)  # type: ignore[arg-type]  # a union is no type[T]
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
 
     @property
     def fd(self) -> int:
         """Becomes readable when something may have come; edge-triggered, so then receive until nothing is left."""
-        return self.socket.getsockopt(zmq.FD)
+        return int(self.socket.getsockopt(zmq.FD))
 
     @property
     def has_input(self) -> bool:
-        return bool(self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def close(self) -> None:
         self.socket.close(0)

@@ -30,6 +30,7 @@ OURS: dict[str, set[str]] = {
 # Third parties, imported at the top or within a function.
 THIRD_PARTIES = {
     "kernels": {"torch", "triton"},
+    "kernels.loops": {"numba", "llvmlite", "numpy"},
     "shared": {"msgspec"},
     "shared.transport": {"msgspec", "zmq"},
     "shared.gguf_file": {"msgspec", "gguf", "numpy"},
@@ -111,9 +112,7 @@ def test_imports_of_ours_follow_the_direction(path: Path) -> None:
         assert not module.startswith("."), f"{path}:{line}: a relative import"
         if module.startswith(PACKAGE + ".") and module != f"{PACKAGE}.__version__":
             there = part_of(module.removeprefix(PACKAGE + "."))
-            assert there == here or there in look_up(OURS, here), (
-                f"{path}:{line}: {here} may not import {there}"
-            )
+            assert there == here or there in look_up(OURS, here), f"{path}:{line}: {here} may not import {there}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -121,9 +120,7 @@ def test_third_parties_are_imported_only_where_they_may_be(path: Path) -> None:
     allowed = look_up(THIRD_PARTIES, name_of(path))
     for line, module in imports(path):
         top = module.partition(".")[0]
-        assert top in allowed or top in STANDARD or top == PACKAGE, (
-            f"{path}:{line}: {top} may not be imported here"
-        )
+        assert top in allowed or top in STANDARD or top == PACKAGE, f"{path}:{line}: {top} may not be imported here"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -123,9 +123,7 @@ def test_every_message_is_in_a_union() -> None:
 @pytest.mark.parametrize(("union", "kind"), PAIRS, ids=NAMES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_a_message_survives_the_wire(
-    union: types.UnionType, kind: type[Message], data: st.DataObject
-) -> None:
+def test_a_message_survives_the_wire(union: types.UnionType, kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(struct(kind))
     frame = msgspec.msgpack.encode(message)
     decoded = msgspec.msgpack.Decoder(union).decode(frame)  # type: ignore[arg-type]  # a union is no type[T]
@@ -142,9 +140,7 @@ def test_fields_that_a_reader_does_not_know_are_ignored(union: types.UnionType, 
 
 
 @pytest.mark.parametrize(("union", "kind"), PAIRS, ids=NAMES)
-def test_a_broken_frame_raises_nothing_but_what_is_caught(
-    union: types.UnionType, kind: type[Message]
-) -> None:
+def test_a_broken_frame_raises_nothing_but_what_is_caught(union: types.UnionType, kind: type[Message]) -> None:
     decoder = msgspec.msgpack.Decoder(union)  # type: ignore[arg-type]  # a union is no type[T]
     whole = msgspec.msgpack.encode(sample(kind, seed=2))
     draw = random.Random(3)
@@ -175,9 +171,7 @@ def _mutate(frame: bytes, draw: random.Random) -> bytes:
     return bytes(mutated)
 
 
-@pytest.mark.parametrize(
-    "frame", [b"", b"\x90" * 5, b"\xc1", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b"\xa1\xff"]
-)
+@pytest.mark.parametrize("frame", [b"", b"\x90" * 5, b"\xc1", b"\x91" * 100_000, b"\xdf\xff\xff\xff\xff", b"\xa1\xff"])
 @pytest.mark.parametrize("union", UNIONS, ids=str)
 def test_a_hostile_frame_raises_nothing_but_what_is_caught(union: types.UnionType, frame: bytes) -> None:
     with pytest.raises(DROPPED):

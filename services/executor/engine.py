@@ -40,8 +40,6 @@ class Engine:
             return StepResult(step.epoch, step.number, b"", b"")
         logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
         params = [slots.params[slot] for slot in sampled]
-        tokens = choose(
-            logits, [each for each in params if each is not None], [slots.num_computed[s] for s in sampled]
-        )
+        tokens = choose(logits, [each for each in params if each is not None], [slots.num_computed[s] for s in sampled])
         slots.last_tokens[torch.tensor(sampled)] = tokens
         return StepResult(step.epoch, step.number, pack(sampled), pack(tokens.tolist()))

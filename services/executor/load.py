@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from octavo.services.executor.sim import SimEngine
 from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError, ModelError
-from octavo.shared.messages import ModelInfo
+from octavo.shared.messages import ModelInfo, NewRequest, Step, pack
 from octavo.shared.model_files import ModelFiles, locate, read_config
 from octavo.shared.process import Stopwatch
+from octavo.shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | SimEngine":
 
 def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
     files = locate(config.model)
-    model = read_config(files)
+    model: Mapping[str, Any] = read_config(files)
     info = ModelInfo(
         vocab_size=int(model.get("vocab_size", SIM_VOCAB)),
         max_model_len=_max_model_len(config, model, SIM_MAX_LEN, config.num_kv_blocks or SIM_BLOCKS),
@@ -88,11 +89,28 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
     )
     engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
     watch.report("model", detail=f"{num_blocks * config.block_size} tokens of KV")
+    warm_up(engine)
+    watch.report("warm-up", detail="the first start on a machine compiles its CPU loops")
     return engine
 
 
+def warm_up(engine: "Engine") -> None:
+    """Run a short prompt and a token after it, so that no request waits for what happens at the first use."""
+    params = SamplingParams(max_tokens=2, temperature=0.0)
+    length = min(3, engine.info.max_model_len - 1, engine.info.max_num_batched_tokens)
+    new = NewRequest(0, pack([0] * length), 0, pack([0]), params)
+    engine.run(Step(0, 1, new=[new], chunk_slots=pack([0]), chunk_lengths=pack([length])))
+    engine.run(Step(0, 2))
+    engine.reset()
+
+
 def _read_named(
-    config: Config, files: ModelFiles, family: Any, model_config: Mapping[str, Any], spec: Any, dtype: "torch.dtype"
+    config: Config,
+    files: ModelFiles,
+    family: Any,
+    model_config: Mapping[str, Any],
+    spec: Any,
+    dtype: "torch.dtype",
 ) -> "dict[str, torch.Tensor]":
     from octavo.services.executor.weights import check_weights, dummy_weights, read_weights
 

@@ -16,9 +16,7 @@ def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
         positions: of each row's new token; with the seed they key the draw.
     """
     drawn = [row for row, each in enumerate(params) if not each.is_greedy]
-    tokens = (
-        logits.max(-1).indices if len(drawn) < len(params) else torch.empty(len(params), dtype=torch.int64)
-    )
+    tokens = logits.max(-1).indices if len(drawn) < len(params) else torch.empty(len(params), dtype=torch.int64)
     if drawn:
         chosen = [params[row] for row in drawn]
         rows = torch.tensor(drawn)

@@ -41,9 +41,7 @@ class Slots:
         """The next `length` known tokens of a filling slot, int64, and whether they are its last."""
         start = self.num_computed[slot]
         chunk = self._known[slot][start : start + length]
-        assert len(chunk) == length, (
-            f"slot {slot}: a chunk of {length} at {start} of {len(self._known[slot])}"
-        )
+        assert len(chunk) == length, f"slot {slot}: a chunk of {length} at {start} of {len(self._known[slot])}"
         self.num_computed[slot] += length
         return chunk, self.num_computed[slot] == len(self._known[slot])
 

@@ -28,9 +28,7 @@ _DUMMY_STD = 0.02
 _NAMED_IN_ERRORS = 5
 
 
-def read_weights(
-    files: ModelFiles, family: Family, config: Config, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
+def read_weights(files: ModelFiles, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model on the CPU, one at a time, in `dtype`.
 
     A name that the family does not know is yielded as it is, for check_weights to object to.
@@ -84,9 +82,7 @@ def dummy_weights(
         yield name, tensor.normal_(0, _DUMMY_STD, generator=generator) if fill is None else tensor.fill_(fill)
 
 
-def _read_safetensors(
-    folder: Path, family: Family, config: Config, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(folder: Path, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for path in _find_shards(folder):
         try:
             with safe_open(path, framework="pt") as file:

@@ -62,9 +62,7 @@ class Call:
         """The call as a worker must get it, so that it goes on where the client's stream is."""
         if not self._journal:
             return self._generate
-        progress = {
-            choice: Progress(bytes(sent.token_ids), sent.num_chars) for choice, sent in self._journal.items()
-        }
+        progress = {choice: Progress(bytes(sent.token_ids), sent.num_chars) for choice, sent in self._journal.items()}
         return msgspec.structs.replace(self._generate, progress=progress)
 
     def deliver(self, chunk: bytes, choice: int, token_ids: bytes, num_chars: int) -> None:

@@ -29,9 +29,7 @@ def error_response(error: RequestError) -> web.Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        status=error.status, body=error_body(error), content_type="application/json", headers=headers
-    )
+    return web.Response(status=error.status, body=error_body(error), content_type="application/json", headers=headers)
 
 
 @web.middleware

@@ -27,9 +27,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
 class Metrics:
     """Owns a registry, so that nothing global is touched."""
 
-    def __init__(
-        self, model_name: str, stats: Callable[[], Stats | None], num_open: Callable[[], int]
-    ) -> None:
+    def __init__(self, model_name: str, stats: Callable[[], Stats | None], num_open: Callable[[], int]) -> None:
         """Set up.
 
         Args:

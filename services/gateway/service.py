@@ -55,9 +55,7 @@ class Gateway:
         """Begin to listen; returns the address, as a URL."""
         self._workers.start()
         await self._runner.setup()
-        site = web.TCPSite(
-            self._runner, self._config.host, self._config.port, reuse_port=True, backlog=BACKLOG
-        )
+        site = web.TCPSite(self._runner, self._config.host, self._config.port, reuse_port=True, backlog=BACKLOG)
         await site.start()
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         return f"http://{host}:{self._runner.addresses[0][1]}"

@@ -24,9 +24,7 @@ EVENT_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
-async def answer_stream(
-    request: web.Request, call: Call, metrics: Metrics, started_s: float
-) -> web.StreamResponse:
+async def answer_stream(request: web.Request, call: Call, metrics: Metrics, started_s: float) -> web.StreamResponse:
     """Forward a call's chunks as they come, all that are queued in one write.
 
     Raises:
@@ -55,9 +53,7 @@ async def answer_stream(
     return response
 
 
-async def answer_whole(
-    request: web.Request, call: Call, metrics: Metrics, started_s: float
-) -> web.StreamResponse:
+async def answer_whole(request: web.Request, call: Call, metrics: Metrics, started_s: float) -> web.StreamResponse:
     """Collect a call's one JSON body and send it.
 
     Raises:
@@ -82,9 +78,7 @@ async def answer_whole(
 class _Client:
     """Writes to one client, never more at once than it takes, and cuts it when it takes nothing."""
 
-    def __init__(
-        self, request: web.Request, response: web.StreamResponse, transport: asyncio.Transport
-    ) -> None:
+    def __init__(self, request: web.Request, response: web.StreamResponse, transport: asyncio.Transport) -> None:
         self._writer = request.writer
         self._response = response
         self._transport = transport

@@ -166,16 +166,12 @@ class TokenizerCore:
                 self._take(known[0], known[1], start, tokens[place : place + count], reason)
             place += count
 
-    def _take(
-        self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None
-    ) -> None:
+    def _take(self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None) -> None:
         if choice.finish_reason is not None:
             return
         num_known = len(choice.output_ids)
         if start > num_known:
-            log.warning(
-                "tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start}
-            )
+            log.warning("tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start})
             self._enqueue(choice)
             return
         text = choice.feed(tokens[num_known - start :], reason)

@@ -182,9 +182,7 @@ def _merges_from_scores(
     return [(left, right) for *_, left, right in found]
 
 
-def _finish(
-    tokenizer: Tokenizer, tokens: Sequence[str], metadata: Mapping[str, object], *, adds_bos: bool
-) -> None:
+def _finish(tokenizer: Tokenizer, tokens: Sequence[str], metadata: Mapping[str, object], *, adds_bos: bool) -> None:
     """Add to `tokenizer` the tokens that are never cut, and the BOS and EOS that a text gets."""
     kinds = list(zip(tokens, _types(metadata), strict=True))
     special = [token for token, kind in kinds if kind in (_UNKNOWN, _CONTROL)]
@@ -193,9 +191,7 @@ def _finish(
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in user_defined])
 
     template, around = ["$A"], []
-    if (bos_id := _token_id(metadata, "bos")) is not None and metadata.get(
-        "tokenizer.ggml.add_bos_token", adds_bos
-    ):
+    if (bos_id := _token_id(metadata, "bos")) is not None and metadata.get("tokenizer.ggml.add_bos_token", adds_bos):
         template.insert(0, named_token(metadata, "bos"))
         around.append((template[0], bos_id))
     if (eos_id := _token_id(metadata, "eos")) is not None and metadata.get("tokenizer.ggml.add_eos_token"):

@@ -12,9 +12,7 @@ from octavo.shared.openai import CallRequest, ChatRequest, CompletionRequest
 from octavo.shared.sampling import MAX_SEED, SamplingParams
 
 COMPLETION_MAX_TOKENS = 16  # of /v1/completions when the client names none, as OpenAI and vLLM have it
-MAX_CHARS_PER_TOKEN = (
-    64  # a text longer than this times the context cannot fit; it is refused before it is encoded
-)
+MAX_CHARS_PER_TOKEN = 64  # a text longer than this times the context cannot fit; it is refused before it is encoded
 
 
 class Prompter:
@@ -33,8 +31,7 @@ class Prompter:
             prompts = [self._chat_prompt(request, model)]
         else:
             prompts = [
-                self._encode(each, model, "prompt") if isinstance(each, str) else each
-                for each in request.prompts()
+                self._encode(each, model, "prompt") if isinstance(each, str) else each for each in request.prompts()
             ]
         for prompt in prompts:
             _check_length(prompt, request, model)
@@ -66,9 +63,7 @@ class Prompter:
 
     def _chat_prompt(self, request: ChatRequest, model: ModelInfo) -> list[int]:
         if self.vocabulary is None:
-            raise InvalidRequest(
-                "messages: this model has no tokenizer; send token ids to /v1/completions", "messages"
-            )
+            raise InvalidRequest("messages: this model has no tokenizer; send token ids to /v1/completions", "messages")
         messages = [msgspec.to_builtins(message) for message in request.messages]
         return self._encode(self._template.render(messages), model, "messages")
 

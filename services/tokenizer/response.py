@@ -63,9 +63,7 @@ class Response:
         return _encode(body)
 
     def _choice(self, each: Finished, prompt_ids: list[int] | None) -> dict[str, object]:
-        content = (
-            {"message": {"role": "assistant", "content": each.text}} if self._is_chat else {"text": each.text}
-        )
+        content = {"message": {"role": "assistant", "content": each.text}} if self._is_chat else {"text": each.text}
         end = {"logprobs": None, "finish_reason": each.finish_reason}
         choice: dict[str, object] = {"index": each.index, **content, **end}
         if each.token_ids is not None:

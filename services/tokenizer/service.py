@@ -41,8 +41,7 @@ def serve(config: Config, folder: Path) -> None:
     prompter = load_prompter(config)
     watch.report("tokenizer")
     gateways: list[Link[Message]] = [
-        Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY)
-        for index in range(config.gateways)
+        Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
     core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")

@@ -167,9 +167,7 @@ def _texts(index: int, content: object) -> list[str]:
     """The texts of a content given as parts. Raises InvalidRequest for any other part."""
     if not isinstance(content, list):
         kind = type(content).__name__
-        raise InvalidRequest(
-            f"messages[{index}].content is {kind}; a string or a list is needed", param="messages"
-        )
+        raise InvalidRequest(f"messages[{index}].content is {kind}; a string or a list is needed", param="messages")
     texts = []
     for position, part in enumerate(content):
         text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
@@ -206,9 +204,7 @@ def _render(template: jinja2.Template, context: Mapping[str, object]) -> str:
             pieces.append(piece)
             num_characters += len(piece)
             if num_characters > _MAX_CHARACTERS:
-                raise InvalidRequest(
-                    f"the rendered prompt has over {_MAX_CHARACTERS} characters", param="messages"
-                )
+                raise InvalidRequest(f"the rendered prompt has over {_MAX_CHARACTERS} characters", param="messages")
             if time.thread_time() > deadline_s:
                 raise InvalidRequest(
                     f"the chat template needs over {_MAX_CPU_S} s for these messages", param="messages"
@@ -217,9 +213,7 @@ def _render(template: jinja2.Template, context: Mapping[str, object]) -> str:
         raise InvalidRequest(f"the chat template refuses the messages: {error}", param="messages") from error
     except _PYTHON_ERRORS as error:
         kind = type(error).__name__  # its text may quote the server's memory
-        raise InvalidRequest(
-            f"the chat template cannot render these messages ({kind})", param="messages"
-        ) from error
+        raise InvalidRequest(f"the chat template cannot render these messages ({kind})", param="messages") from error
     return "".join(pieces)
 
 
@@ -296,6 +290,4 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON as it is, where jinja2's own filter escapes it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

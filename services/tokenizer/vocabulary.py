@@ -147,9 +147,7 @@ def _mark_special(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
     config's padding and unknown tokens are not read, since some models name plain text there.
     """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = {
-        text for text in texts if text and text not in special and tokenizer.token_to_id(text) is not None
-    }
+    missing = {text for text in texts if text and text not in special and tokenizer.token_to_id(text) is not None}
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
 
 
@@ -160,9 +158,7 @@ def _folder_template(folder: Path, config: Mapping[str, object]) -> str | None:
         return path.read_text(encoding="utf-8")
     found = _read_json(folder / "chat_template.json").get("chat_template") or config.get("chat_template")
     if isinstance(found, list):
-        templates = {
-            str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)
-        }
+        templates = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = templates.get("default") or next(iter(templates.values()), None)
     return found if isinstance(found, str) else None
 

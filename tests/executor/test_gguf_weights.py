@@ -17,9 +17,7 @@ AROUND_A_CHUNK = [(1, 32), (5, 96), (1365, 96), (4096, 32), (4097, 32)]
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q5_0"])
 @pytest.mark.parametrize("shape", AROUND_A_CHUNK)
-def test_every_format_has_the_values_of_the_gguf_package(
-    kind: str, shape: tuple[int, int], tmp_path: Path
-) -> None:
+def test_every_format_has_the_values_of_the_gguf_package(kind: str, shape: tuple[int, int], tmp_path: Path) -> None:
     file = one_tensor(tmp_path, random_array(*shape), kind)
 
     tensor = dequantize(file, "one", torch.float32)

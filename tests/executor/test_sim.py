@@ -8,9 +8,7 @@ from octavo.shared.oracle import expected_tokens
 from octavo.shared.sampling import SamplingParams
 
 VOCAB = 1000
-INFO = ModelInfo(
-    VOCAB, 64, block_size=4, num_blocks=16, num_slots=4, max_num_batched_tokens=64, device="", dtype=""
-)
+INFO = ModelInfo(VOCAB, 64, block_size=4, num_blocks=16, num_slots=4, max_num_batched_tokens=64, device="", dtype="")
 PROMPT = [3, 1, 4, 1, 5, 9]
 PARAMS = SamplingParams(100)
 
@@ -40,9 +38,7 @@ def test_a_prompt_and_its_decoding_follow_the_oracle() -> None:
 def test_a_prompt_in_chunks_samples_at_its_end_only() -> None:
     engine = SimEngine(INFO, step_ms=0)
     assert engine.run(fill(new(PROMPT, [0, 1]), 1)) == StepResult(7, 1, b"", b"")
-    assert engine.run(Step(7, 2, chunk_slots=pack([0]), chunk_lengths=pack([2]))) == StepResult(
-        7, 2, b"", b""
-    )
+    assert engine.run(Step(7, 2, chunk_slots=pack([0]), chunk_lengths=pack([2]))) == StepResult(7, 2, b"", b"")
     last = engine.run(Step(7, 3, chunk_slots=pack([0]), chunk_lengths=pack([3])))
     assert unpack(last.token_ids).tolist() == expected_tokens(PROMPT, 1, VOCAB)
 

@@ -55,9 +55,7 @@ def spec() -> Decoder:
     return build_spec(CONFIG)[1]
 
 
-def test_one_file_reads_under_our_names(
-    theirs: dict[str, torch.Tensor], spec: Decoder, tmp_path: Path
-) -> None:
+def test_one_file_reads_under_our_names(theirs: dict[str, torch.Tensor], spec: Decoder, tmp_path: Path) -> None:
     save_file(theirs, tmp_path / "model.safetensors")
 
     weights = dict(check_weights(spec, read(tmp_path)))

@@ -80,9 +80,7 @@ def test_an_error_before_the_first_byte_has_its_status_and_shape(tmp_path: Path,
         async with running(tmp_path) as server:
             with FakeTokenizer(tmp_path, lambda generate: [CallFailed(generate.id, OVERLOADED.info())]):
                 await until_ready(server.client)
-                response = await server.client.post(
-                    "/v1/chat/completions", json=CHAT_BODY | {"stream": stream}
-                )
+                response = await server.client.post("/v1/chat/completions", json=CHAT_BODY | {"stream": stream})
                 assert response.status == 429
                 assert response.headers["Retry-After"] == "7"
                 assert await response.json() == {"error": OVERLOADED_OBJECT}
@@ -168,9 +166,7 @@ def test_a_stream_that_is_silent_gets_a_comment_that_keeps_it_alive(tmp_path: Pa
                 body = CHAT_BODY | {"stream": True}
                 response = await server.client.post("/v1/chat/completions", json=body, timeout=None)
                 async with asyncio.timeout(20):
-                    assert (
-                        await response.content.readexactly(9 + len(KEEPALIVE)) == b"data: 1\n\n" + KEEPALIVE
-                    )
+                    assert await response.content.readexactly(9 + len(KEEPALIVE)) == b"data: 1\n\n" + KEEPALIVE
                 response.close()
 
     asyncio.run(scenario())

@@ -27,9 +27,7 @@ def test_the_distribution_is_the_truncated_softmax() -> None:
         (1, 5, 0.9, 0.2),
     ]:
         expected = _plain_distribution(logits.tolist(), temperature, top_k, top_p, min_p)
-        tokens = _sample(
-            logits.expand(DRAWS, -1), [11] * DRAWS, range(DRAWS), temperature, top_k, top_p, min_p
-        )
+        tokens = _sample(logits.expand(DRAWS, -1), [11] * DRAWS, range(DRAWS), temperature, top_k, top_p, min_p)
         counts = torch.bincount(tokens, minlength=8).tolist()
         assert all(count == 0 for count, p in zip(counts, expected, strict=True) if p == 0)
         squares = [(c - DRAWS * p) ** 2 / (DRAWS * p) for c, p in zip(counts, expected, strict=True) if p > 0]
@@ -44,9 +42,7 @@ def _sample(logits, seeds, positions, temperature=1.0, top_k=0, top_p=1.0, min_p
     )  # fmt: skip
 
 
-def _plain_distribution(
-    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
-) -> list[float]:
+def _plain_distribution(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
     """The formulas in Python floats: min-p, then top-k, then top-p of what is left."""
     weights = (torch.tensor(logits).double() / temperature).softmax(0).tolist()
     kept = [i for i, w in enumerate(weights) if w >= min_p * max(weights)]

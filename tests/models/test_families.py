@@ -84,8 +84,7 @@ OLD_CONFIGS: list[dict[str, Any]] = [
     LLAMA | {"model_type": "exaone4", "sliding_window": 32, "sliding_window_pattern": 4},
     LLAMA | {"model_type": "ernie4_5", "use_bias": False, "head_dim": 16},
     LLAMA | {"model_type": "nemotron", "norm_eps": 1e-5, "hidden_act": "relu2", "partial_rotary_factor": 0.5},
-    LLAMA
-    | {"model_type": "phi", "layer_norm_eps": 1e-5, "hidden_act": "gelu_new", "partial_rotary_factor": 0.25},
+    LLAMA | {"model_type": "phi", "layer_norm_eps": 1e-5, "hidden_act": "gelu_new", "partial_rotary_factor": 0.25},
     LLAMA | {"model_type": "stablelm", "layer_norm_eps": 1e-5, "use_qkv_bias": True, "rope_theta": 5_000},
     LLAMA
     | {
@@ -158,6 +157,5 @@ def test_an_unsupported_rope_type_is_refused(rope_type: str) -> None:
 def test_what_no_spec_can_say_is_refused(config: dict[str, Any], problem: str) -> None:
     with pytest.raises(ModelError, match=problem):
         build_spec(
-            config
-            | {"attn_logit_softcapping": None, "query_pre_attn_scalar": 16, "final_logit_softcapping": None}
+            config | {"attn_logit_softcapping": None, "query_pre_attn_scalar": 16, "final_logit_softcapping": None}
         )

@@ -109,15 +109,11 @@ def test_every_family_has_a_line_of_tiny_sizes() -> None:
     assert {model_type for model_type, _ in CASES} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "sizes"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
-)
+@pytest.mark.parametrize(("model_type", "sizes"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)])
 def test_the_logits_are_those_of_transformers(model_type: str, sizes: dict[str, Any], tmp_path: Path) -> None:
     theirs = make_tiny_model(model_type, sizes)
     theirs.save_pretrained(tmp_path)
-    token_ids = torch.randint(
-        0, COMMON["vocab_size"], (NUM_TOKENS,), generator=torch.Generator().manual_seed(1)
-    )
+    token_ids = torch.randint(0, COMMON["vocab_size"], (NUM_TOKENS,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = theirs(token_ids[None]).logits[0]  # [tokens, vocab]
 
@@ -136,9 +132,7 @@ def make_tiny_model(model_type: str, sizes: dict[str, Any]) -> PreTrainedModel:
     torch.manual_seed(0)
     common = {} if "text_config" in sizes else COMMON
     config = CONFIG_MAPPING[model_type](**(common | sizes))
-    model: PreTrainedModel = (
-        AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     return model

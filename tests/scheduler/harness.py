@@ -121,9 +121,7 @@ def tokens_of(step: Step | None) -> int:
 class SchedulerRig:
     """A scheduler, and all that its peers hear, by receiver; time passes only when told."""
 
-    def __init__(
-        self, model: ModelInfo | None = None, max_queued: int = 100, has_executor: bool = True
-    ) -> None:
+    def __init__(self, model: ModelInfo | None = None, max_queued: int = 100, has_executor: bool = True) -> None:
         self.model = model or make_model()
         self.scheduler = Scheduler(b"8 bytes!", max_queued)
         self.now = 0.0

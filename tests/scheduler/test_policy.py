@@ -14,9 +14,7 @@ from octavo.shared.transport import Address
 RUNNING = st.lists(st.tuples(st.integers(0, 100), st.integers(1, 100)), max_size=12)
 
 
-def make_request(
-    arrival: int, num_preemptions: int = 0, max_tokens: int = 100, num_output: int = 0
-) -> Request:
+def make_request(arrival: int, num_preemptions: int = 0, max_tokens: int = 100, num_output: int = 0) -> Request:
     request = Request(RequestId(b"r"), Address(b"t"), SamplingParams(max_tokens), array("i", [1]), b"")
     request.arrival, request.num_preemptions = arrival, num_preemptions
     request.token_ids.extend([0] * num_output)

@@ -203,9 +203,7 @@ class World:
 
     def _enqueue(self, client: Client) -> None:
         request = client.request
-        again = Enqueue(
-            request.id, request.prompt_ids, request.params, request.block_hashes, pack(client.received)
-        )
+        again = Enqueue(request.id, request.prompt_ids, request.params, request.block_hashes, pack(client.received))
         self._say(client.route, again)
 
     def _bring_home(self) -> None:

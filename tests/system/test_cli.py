@@ -13,9 +13,7 @@ TIMEOUT_S = 60.0
 
 
 def run(*arguments: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [OCTAVO, *arguments], input=typed, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    return subprocess.run([OCTAVO, *arguments], input=typed, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 def test_version_is_the_packages() -> None:
@@ -56,9 +54,7 @@ def test_a_line_piped_into_chat_is_answered() -> None:
         done = run("chat", "--url", server.url, "--max-tokens", "8", typed="Hello there\n")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.strip()
-        again = run(
-            "chat", "--url", server.url, "--max-tokens", "8", "--system", "Be brief.", typed="One\nTwo\n"
-        )
+        again = run("chat", "--url", server.url, "--max-tokens", "8", "--system", "Be brief.", typed="One\nTwo\n")
         assert again.returncode == 0
         refused = run("chat", "--url", server.url, "--model", "other", typed="Hello\n")
         assert refused.returncode == 2

@@ -14,7 +14,7 @@ from octavo.shared.config import Config
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPTS = [
-    "What is the capital of France?",
+    "What is the capital of Japan?",
     "Write one sentence about the sea.",
     "Count from one to five.",
     "Quels sont les jours de la semaine ?",
@@ -61,10 +61,8 @@ def test_an_answer_is_the_same_streamed_and_not(client: OpenAI, prompt: str) -> 
 
 
 def test_the_model_knows_its_capitals(client: OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model=MODEL, messages=ask(PROMPTS[0]), temperature=0, max_tokens=24
-    )
-    assert "Paris" in (answer.choices[0].message.content or "")
+    answer = client.chat.completions.create(model=MODEL, messages=ask(PROMPTS[0]), temperature=0, max_tokens=24)
+    assert "Tokyo" in (answer.choices[0].message.content or "")
 
 
 def test_usage_counts_what_the_tokenizer_counts(client: OpenAI, vocabulary: Vocabulary) -> None:
@@ -88,9 +86,7 @@ def test_include_usage_adds_one_last_chunk(client: OpenAI) -> None:
 
 def test_three_choices_with_a_seed_differ_and_come_again(client: OpenAI) -> None:
     first, second = (
-        client.chat.completions.create(
-            model=MODEL, messages=ask("Tell a story."), n=3, seed=11, max_tokens=16
-        )
+        client.chat.completions.create(model=MODEL, messages=ask("Tell a story."), n=3, seed=11, max_tokens=16)
         for _ in range(2)
     )
     texts = [choice.message.content for choice in first.choices]
@@ -142,9 +138,7 @@ def test_all_forms_of_a_prompt_mean_the_same(client: OpenAI, vocabulary: Vocabul
     text = "The sun rises in the"
     ids = vocabulary.encode(text)
     forms: list[str | list[str] | list[int] | list[list[int]]] = [text, [text], ids, [ids]]
-    answers = [
-        client.completions.create(model=MODEL, prompt=form, temperature=0, max_tokens=8) for form in forms
-    ]
+    answers = [client.completions.create(model=MODEL, prompt=form, temperature=0, max_tokens=8) for form in forms]
     assert {answer.choices[0].text for answer in answers} == {answers[0].choices[0].text}
     assert answers[0].choices[0].text
 

@@ -34,10 +34,10 @@ def run(command: list[str], url: str) -> str:
     return done.stdout
 
 
-def test_the_chat_by_curl_says_paris(server: Server) -> None:
+def test_the_chat_by_curl_says_tokyo(server: Server) -> None:
     answer = run(["bash", "-c", blocks("bash")[0].replace(ADDRESS, server.url)], server.url)
 
-    assert "Paris" in answer
+    assert "Tokyo" in answer
 
 
 def test_the_completion_by_curl_streams_to_its_end(server: Server) -> None:
@@ -47,14 +47,14 @@ def test_the_completion_by_curl_streams_to_its_end(server: Server) -> None:
     assert answer.rstrip().endswith("data: [DONE]")
 
 
-def test_the_openai_client_says_paris(server: Server) -> None:
+def test_the_openai_client_says_tokyo(server: Server) -> None:
     answer = run([sys.executable, "-c", blocks("python")[0].replace(ADDRESS, server.url)], server.url)
 
-    assert "Paris" in answer
+    assert "Tokyo" in answer
 
 
 def test_the_examples_run(server: Server) -> None:
-    assert "Paris" in run([sys.executable, str(ROOT / "examples" / "chat.py")], server.url)
+    assert "Tokyo" in run([sys.executable, str(ROOT / "examples" / "chat.py")], server.url)
     assert "data: [DONE]" in run([str(ROOT / "examples" / "stream.sh")], server.url)
 
 

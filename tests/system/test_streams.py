@@ -34,10 +34,7 @@ def wanted() -> list[tuple[list[int], list[int]]]:
 
 @pytest.fixture(scope="module")
 def streams(server: Server, wanted: list[tuple[list[int], list[int]]]) -> list[Stream]:
-    bodies = [
-        completion_body(prompt, len(tokens), stream_options={"include_usage": True})
-        for prompt, tokens in wanted
-    ]
+    bodies = [completion_body(prompt, len(tokens), stream_options={"include_usage": True}) for prompt, tokens in wanted]
     return asyncio.run(run_streams(server.host, server.port, bodies, TIMEOUT_S))
 
 

@@ -86,9 +86,7 @@ class Pipeline:
         self.collect()
         return self.enqueued[num_before:]
 
-    def tokens(
-        self, request: RequestId, start: int, token_ids: Sequence[int], reason: str | None = None
-    ) -> None:
+    def tokens(self, request: RequestId, start: int, token_ids: Sequence[int], reason: str | None = None) -> None:
         """Tokens of one request, from a place in its completion on."""
         finished = {} if reason is None else {0: reason}
         counts = pack([len(token_ids)])

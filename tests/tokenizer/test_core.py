@@ -37,8 +37,7 @@ def test_a_call_becomes_one_request_with_its_prompt_and_hashes() -> None:
 
 def test_tenants_with_different_salts_share_no_block() -> None:
     one, other = (
-        Pipeline().send(msgspec.structs.replace(completion(prompt="a" * 40), salt=salt))[0]
-        for salt in (b"a", b"b")
+        Pipeline().send(msgspec.structs.replace(completion(prompt="a" * 40), salt=salt))[0] for salt in (b"a", b"b")
     )
     assert one.prompt_ids == other.prompt_ids
     assert one.block_hashes[:16] != other.block_hashes[:16]
@@ -220,9 +219,7 @@ def test_a_gateway_that_is_gone_takes_its_calls_with_it() -> None:
 def test_a_call_before_there_is_a_model_is_told_to_come_back() -> None:
     pipeline = Pipeline(is_ready=False)
     pipeline.send(completion())
-    assert [(failure.error.status, failure.error.retry_after_s) for failure in pipeline.failures] == [
-        (503, 1)
-    ]
+    assert [(failure.error.status, failure.error.retry_after_s) for failure in pipeline.failures] == [(503, 1)]
 
 
 def test_a_call_that_cannot_be_prepared_says_why_and_leaves_nothing() -> None:
@@ -248,9 +245,7 @@ def test_readiness_and_counters_are_the_schedulers() -> None:
 
 
 _TEXTS = st.text("ab é\N{GRINNING FACE}\x00END", max_size=25)
-_STOPS = st.lists(
-    st.sampled_from(["END", "EN", "b a", "é\N{GRINNING FACE}", "\N{GRINNING FACE}", "ab"]), max_size=2
-)
+_STOPS = st.lists(st.sampled_from(["END", "EN", "b a", "é\N{GRINNING FACE}", "\N{GRINNING FACE}", "ab"]), max_size=2)
 
 
 @settings(deadline=None, max_examples=300)  # the machine may be busy

@@ -48,9 +48,7 @@ def _decode(vocabulary: Vocabulary, feeds: list[list[int]], **options: bool) -> 
 
 @settings(deadline=None)  # the machine may be busy
 @given(_STREAMS, st.booleans())
-def test_any_ids_in_any_split_decode_as_the_tokenizer_decodes_them_at_once(
-    feeds: list[list[int]], skips: bool
-) -> None:
+def test_any_ids_in_any_split_decode_as_the_tokenizer_decodes_them_at_once(feeds: list[list[int]], skips: bool) -> None:
     text = _decode(_VOCABULARY, feeds, skip_special_tokens=skips)
 
     assert text == _BYTE_LEVEL.decode([i for ids in feeds for i in ids], skip_special_tokens=skips)

@@ -113,9 +113,7 @@ def test_a_file_may_ask_for_bos_and_eos_around_a_text() -> None:
     vocabulary = Vocabulary(gguf_tokenizer.build_tokenizer(metadata))
 
     assert [vocabulary.pieces[token_id] for token_id in vocabulary.encode("a")] == [b"<s>", b"a", b"</s>"]
-    assert [vocabulary.pieces[token_id] for token_id in vocabulary.encode("a", add_special_tokens=False)] == [
-        b"a"
-    ]
+    assert [vocabulary.pieces[token_id] for token_id in vocabulary.encode("a", add_special_tokens=False)] == [b"a"]
 
 
 def test_a_file_ends_completions_with_each_of_its_ends() -> None:

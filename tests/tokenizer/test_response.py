@@ -23,9 +23,7 @@ def event(chunk: bytes) -> str:
 
 @pytest.mark.parametrize("text", ["Hi", ODD])
 def test_a_chat_chunk_is_one_event_of_openais_shape(text: str) -> None:
-    chunk = ChatCompletionChunk.model_validate_json(
-        event(make("chat").chunk(2, text, None, None)), strict=True
-    )
+    chunk = ChatCompletionChunk.model_validate_json(event(make("chat").chunk(2, text, None, None)), strict=True)
     assert (chunk.id, chunk.model, chunk.object) == ("id-1", 'model "x"', "chat.completion.chunk")
     [choice] = chunk.choices
     assert (choice.index, choice.delta.content, choice.delta.role, choice.finish_reason) == (

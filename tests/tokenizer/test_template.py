@@ -84,9 +84,7 @@ def _by_octavo(template: ChatTemplate, messages: list[Message], **options: objec
 def test_a_real_template_renders_as_in_transformers_or_fails_in_both(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
-    options = [
-        {"tools": tools, "add_generation_prompt": adds} for tools in (None, [_TOOL]) for adds in (0, 1)
-    ]
+    options = [{"tools": tools, "add_generation_prompt": adds} for tools in (None, [_TOOL]) for adds in (0, 1)]
     cases = [(messages, each) for messages in _CONVERSATIONS.values() for each in options]
 
     rendered = [_by_octavo(template, messages, **each) for messages, each in cases]
@@ -128,9 +126,7 @@ def test_no_content_is_empty_text() -> None:
 
 
 def test_the_json_of_tool_arguments_becomes_an_object_where_a_template_takes_one() -> None:
-    template = ChatTemplate(
-        "{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}"
-    )
+    template = ChatTemplate("{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{% endfor %}")
     call = {"type": "function", "function": {"name": "f", "arguments": '{"city": "Zürich"}'}}
 
     rendered = template.render([{"role": "assistant", "content": None, "tool_calls": [call]}])
@@ -226,9 +222,7 @@ def test_a_request_may_not_set_what_the_server_gives(name: str) -> None:
 def test_reasoning_is_found_under_each_of_its_names() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }} {% endfor %}")
 
-    rendered = template.render(
-        [{"role": "assistant", "reasoning": "a"}, {"role": "assistant", "thinking": "b"}]
-    )
+    rendered = template.render([{"role": "assistant", "reasoning": "a"}, {"role": "assistant", "thinking": "b"}])
 
     assert rendered == "aa bb "
 

@@ -88,9 +88,7 @@ def reference() -> Tokenizer:
     return tokenizer
 
 
-def test_the_bundled_model_has_the_ids_of_its_tokenizer_json(
-    bundled: Vocabulary, reference: Tokenizer
-) -> None:
+def test_the_bundled_model_has_the_ids_of_its_tokenizer_json(bundled: Vocabulary, reference: Tokenizer) -> None:
     lines = _QUESTIONS.read_text(encoding="utf-8").splitlines()
     texts = [text for line in lines for text in json.loads(line).values()] + _NASTY
 
@@ -238,9 +236,7 @@ def test_text_with_a_lone_surrogate_is_refused() -> None:
         ),
     ],
 )
-def test_a_decoder_says_what_a_token_is_in_text(
-    decoder: decoders.Decoder, pieces: list[bytes], strips: bool
-) -> None:
+def test_a_decoder_says_what_a_token_is_in_text(decoder: decoders.Decoder, pieces: list[bytes], strips: bool) -> None:
     tokenizer = Tokenizer(models.BPE({"▁a": 0, "<0x0A>": 1}, []))
     tokenizer.decoder = decoder
 

@@ -172,9 +172,7 @@ def _read(connection: _Connection, has_ended: bool) -> Stream:
         stream.error = f"{stream.status}: {body[:300].decode(errors='replace')}"
         return stream
     content, is_whole = _join_chunks(body)
-    events = [
-        event.removeprefix("data: ") for event in content.decode().split("\n\n") if event.startswith("data: ")
-    ]
+    events = [event.removeprefix("data: ") for event in content.decode().split("\n\n") if event.startswith("data: ")]
     _read_events(events, stream)
     if not stream.error and not (is_whole and events and events[-1] == DONE):
         stream.error = f"cut after {len(events)} events" + ("" if has_ended else ": time was over")

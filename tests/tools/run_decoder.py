@@ -27,7 +27,11 @@ def logits_of(spec: Decoder, weights: dict[str, Tensor], token_ids: list[int], c
     for number, start in enumerate(range(0, len(token_ids), chunk)):
         length = min(chunk, len(token_ids) - start)
         step = Step(
-            1, number, new=[request] if number == 0 else [], chunk_slots=pack([0]), chunk_lengths=pack([length])
+            1,
+            number,
+            new=[request] if number == 0 else [],
+            chunk_slots=pack([0]),
+            chunk_lengths=pack([length]),
         )
         slots.apply(step)
         batch = build_batch(step, slots, BLOCK_SIZE)

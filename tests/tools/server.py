@@ -70,9 +70,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        lines = [
-            line for line in self.get("/metrics").splitlines() if re.match(re.escape(name) + r"[{ ]", line)
-        ]
+        lines = [line for line in self.get("/metrics").splitlines() if re.match(re.escape(name) + r"[{ ]", line)]
         assert lines, f"/metrics has no {name}"
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 

@@ -73,9 +73,7 @@ class AttentionLayer:
         self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
 
-    def __call__(
-        self, x: Tensor, residual: Tensor | None, layer: int, angles: "Angles", attend: Attend
-    ) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None, layer: int, angles: "Angles", attend: Attend) -> Tensor:
         """residual: added to the output, if there is one."""
         spec = self.spec
         qkv = self.qkv(x)
@@ -128,9 +126,7 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
         h = self._norm("attn", x)
-        attended = self._add(
-            "attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend)
-        )
+        attended = self._add("attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend))
         if not self.spec.parallel:
             normed = self._norm("mlp", attended)
         else:
@@ -214,9 +210,7 @@ class DecoderModel:
         return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _rope_tables(
-    spec: Rope, positions: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _rope_tables(spec: Rope, positions: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     inverse, scale = frequencies(spec)
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse  # [positions, dim/2]
     cos, sin = tables(angles, scale, spec.interleaved)

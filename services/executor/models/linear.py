@@ -46,6 +46,4 @@ def _pack(weight: Tensor) -> Tensor:
 
 def _has_packing() -> bool:
     """These two operators are private to torch; without them F.linear serves."""
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
