@@ -23,7 +23,7 @@ COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python
-ENV PATH=/venv/bin:$PATH HF_HOME=/models/hub
+ENV PATH=/venv/bin:$PATH HF_HOME=/models/hub NUMBA_CACHE_DIR=/models/numba
 RUN useradd --uid 1000 --create-home octavo && \
     install -d -o octavo -g octavo -m 0700 /run/octavo && install -d -o octavo -g octavo /models
 COPY --from=packages /venv /venv
