@@ -73,6 +73,9 @@ class Scheduler:
         self._now = 0.0
         self._out = Outbox()
         self._executor: Address | None = None
+        self._executor_boot = b""
+        self._superseded: set[bytes] = set()
+        """Boots of executors that others have followed: a process that wakes up late does not come back."""
         self._epoch = int.from_bytes(boot[:4], "little")  # results for an earlier scheduler have others
         self._tokenizers: dict[Address, float] = {}  # when each was last heard
         self._requests: dict[RequestId, Request] = {}
@@ -135,8 +138,9 @@ class Scheduler:
 
     def _hear_executor(self, address: Address, message: Message) -> None:
         if isinstance(message, ExecutorReady):
-            if address != self._executor:  # it greets all the time, for a scheduler that is new to it
-                self._welcome_executor(address, message.model)
+            # It greets all the time, for a scheduler that is new to it; one whose place was taken greets in vain.
+            if address != self._executor and message.boot not in self._superseded:
+                self._welcome_executor(address, message)
         elif address != self._executor:
             return  # the last words of one that was given up
         elif isinstance(message, StepResult) and message.epoch == self._epoch:
@@ -145,8 +149,11 @@ class Scheduler:
             log.error("the executor failed", extra={"step": message.number, "reason": message.reason})
             self._lose_executor()
 
-    def _welcome_executor(self, address: Address, model: ModelInfo) -> None:
+    def _welcome_executor(self, address: Address, greeting: ExecutorReady) -> None:
         self._lose_executor()
+        if self._executor_boot != greeting.boot:
+            self._superseded.add(self._executor_boot)
+        model, self._executor_boot = greeting.model, greeting.boot
         self._executor = address
         self._epoch += 1
         self.planner = Planner(model, self._epoch, self._is_caching)

@@ -25,7 +25,7 @@ from octavo.shared.messages import (
     Tokens,
     unpack,
 )
-from octavo.shared.transport import HEARTBEAT_S, SILENCE_S
+from octavo.shared.transport import HEARTBEAT_S, SILENCE_S, Address
 
 FAILURES = [
     Inbox(from_executor=[(EXECUTOR, StepFailed(0, 1, "out of memory"))]),
@@ -192,6 +192,15 @@ def test_a_greeting_of_the_executor_at_work_changes_nothing() -> None:
     rig.step(Inbox(from_executor=[(EXECUTOR, ExecutorReady(b"", rig.model))]))
     rig.run_all()
     assert rig.received(request) == completion(request)
+    assert sum(isinstance(message, Reset) for _, message in rig.to_executor) == num_resets
+
+
+def test_an_executor_whose_place_was_taken_does_not_come_back() -> None:
+    rig = SchedulerRig()
+    rig.step(Inbox(from_executor=[(Address(b"first"), ExecutorReady(b"first", rig.model))]))
+    rig.step(Inbox(from_executor=[(Address(b"second"), ExecutorReady(b"second", rig.model))]))
+    num_resets = sum(isinstance(message, Reset) for _, message in rig.to_executor)
+    rig.step(Inbox(from_executor=[(Address(b"first"), ExecutorReady(b"first", rig.model))]))
     assert sum(isinstance(message, Reset) for _, message in rig.to_executor) == num_resets
 
 
