@@ -34,8 +34,16 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | SimEngine":
 
     device = _choose_device(config)
     torch.set_grad_enabled(False)
-    watch.report("torch", detail=f"{torch.__version__}, {device}, {torch.get_num_threads()} threads")
-    return _load_cpu(config, watch)
+    threads = torch.get_num_threads()
+    watch.report("torch", detail=f"{torch.__version__}, {device}, {threads} threads")
+    # The other services start at the same time: threads that wait for each other at every operator would take
+    # several times as long as one alone.
+    torch.set_num_threads(1)
+    engine = _load_cpu(config, watch)
+    torch.set_num_threads(threads)
+    warm_up(engine)
+    watch.report("warm-up", detail="the first start on a machine compiles its CPU loops")
+    return engine
 
 
 def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
@@ -89,8 +97,6 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
     )
     engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
     watch.report("model", detail=f"{num_blocks * config.block_size} tokens of KV")
-    warm_up(engine)
-    watch.report("warm-up", detail="the first start on a machine compiles its CPU loops")
     return engine
 
 
