@@ -192,7 +192,7 @@ def test_metrics_show_the_newest_counters_under_the_names_of_vllm(tmp_path: Path
                 tokenizer.stats = stats
                 await until_ready(server.client)
                 await (await server.client.post("/v1/completions", json={"prompt": "a", "stream": True})).read()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     shown = ""
                     while "num_requests_running" not in shown:
                         shown = await (await server.client.get("/metrics")).text()

@@ -10,7 +10,7 @@ import pytest
 from tests.tools.malformed import CHAT, COMPLETION, malformed_bodies
 from tests.tools.server import Server, running
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
 NAMED = (
     "max_tokens",
     "temperature",

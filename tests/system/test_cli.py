@@ -9,7 +9,7 @@ from tests.tools.server import running
 import octavo
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 
 
 def run(*arguments: str, typed: str = "") -> "subprocess.CompletedProcess[str]":

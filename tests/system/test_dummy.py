@@ -36,7 +36,7 @@ def dummy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
 
 
 def connect(url: str) -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180)
+    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=400)
 
 
 def test_a_model_without_weights_and_tokenizer_takes_token_ids(dummy: OpenAI) -> None:

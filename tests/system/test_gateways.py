@@ -15,7 +15,7 @@ def test_a_hundred_streams_through_two_gateways_and_two_tokenizers_are_right() -
     prompts = shared_prefix_prompts(100, DEFAULT_VOCAB)
     bodies = [completion_body(prompt, NUM_TOKENS) for prompt in prompts]
     with running("--device", "sim", "--gateways", "2", "--tokenizers", "2") as server:
-        streams = asyncio.run(run_streams(server.host, server.port, bodies, timeout_s=30.0))
+        streams = asyncio.run(run_streams(server.host, server.port, bodies, timeout_s=180.0))
         assert len(server.services("gateway")) == len(server.services("tokenizer")) == 2
     assert [stream.error for stream in streams if stream.error] == []
     expected = [expected_tokens(prompt, NUM_TOKENS, DEFAULT_VOCAB) for prompt in prompts]

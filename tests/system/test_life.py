@@ -13,9 +13,9 @@ import pytest
 from tests.tools.server import is_alive, running, started, wait_until
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
-END_S = 3.0  # 2 s, and one for a busy machine
+END_S = 20.0  # of a machine that other work slows down; on a quiet one it takes less than 2 s
 ANSWER_S = 180.0  # a model whose threads wait for each other on a busy machine is slow
-REFUSE_S = 90.0
+REFUSE_S = 240.0
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -28,7 +28,7 @@ PROMPTS = [
 def client() -> Iterator[OpenAI]:
     with (
         running() as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=180) as client,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=400) as client,
     ):
         yield client
 

@@ -28,7 +28,7 @@ def blocks(language: str) -> list[str]:
 
 def run(command: list[str], url: str) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OCTAVO_URL": url}, check=False
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OCTAVO_URL": url}, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -14,7 +14,7 @@ from octavo.shared.config import Config
 from octavo.shared.oracle import expected_tokens
 
 NUM_STREAMS = 1000
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 MAX_MEMORY_BYTES = 1_500_000_000
 
 

@@ -24,7 +24,7 @@ from octavo.shared.transport import HEARTBEAT_S, Link, gateway_endpoint, new_con
 
 Script = Callable[[Generate], Iterable[TO_GATEWAY]]
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 DONE = b"data: [DONE]\n\n"
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it has no type information
 
-START_S = 120.0  # loading torch and the model on a busy machine
-STOP_S = 5.0
-WAIT_S = 15.0
+START_S = 400.0  # loading torch and the model on a busy machine
+STOP_S = 30.0
+WAIT_S = 90.0
 PR_SET_PDEATHSIG = 1
 _READY = re.compile(r"Ready after .* at http://([^:/]+):(\d+)")
 
