@@ -88,12 +88,12 @@ def _length_bias(lengths: Tensor, positions: int, window: int | None, dtype: tor
 
 def gather(cache: Tensor, tables: Tensor) -> Tensor:
     """What tables [requests, blocks] name, in order: [requests, kv_heads, positions, head_dim]."""
-    tokens_first = cache.transpose(1, 2)
-    if not tokens_first.is_contiguous():
-        tokens_first = cache[tables.long()].transpose(2, 3)  # [requests, blocks, block_size, kv_heads, head_dim]
-        return tokens_first.flatten(1, 2).transpose(1, 2)
-    chosen = tokens_first.flatten(1).index_select(0, tables.flatten())
-    return chosen.view(len(tables), -1, *tokens_first.shape[2:]).transpose(1, 2)
+    num_blocks, kv_heads, block_size, head_dim = cache.shape
+    if not cache.is_contiguous():
+        return cache[tables.long()].transpose(1, 2).flatten(2, 3)
+    rows = tables[:, None] * kv_heads + torch.arange(kv_heads, device=tables.device)[:, None]
+    chosen = cache.view(num_blocks * kv_heads, -1).index_select(0, rows.flatten())
+    return chosen.view(len(tables), kv_heads, -1, head_dim)
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:

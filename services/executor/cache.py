@@ -11,7 +11,8 @@ from octavo.shared.errors import ModelError
 
 
 class KvCache:
-    """All keys and values in one tensor, [layers, 2, blocks + 1, block_size, kv_heads, head_dim].
+    """All keys and values in one tensor, [layers, 2, blocks + 1, kv_heads, block_size, head_dim]:
+    what one head attends to in a block lies together.
 
     The last block is the null block: it stays zero, and padded block tables point to it. A block is zeroed
     when a request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
@@ -20,13 +21,12 @@ class KvCache:
     def __init__(self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
         attention = uniform_attention(spec)
         self.num_blocks, self.block_size, self.null_block = num_blocks, block_size, num_blocks
-        shape = (len(spec.layers), 2, num_blocks + 1, block_size, attention.kv_heads, attention.head_dim)
+        shape = (len(spec.layers), 2, num_blocks + 1, attention.kv_heads, block_size, attention.head_dim)
         # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
         pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
         self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
-        # [blocks, kv_heads, block_size, head_dim] views, as the kernels' contract wants them
-        self.keys: list[Tensor] = [layer[0].transpose(1, 2) for layer in self._all]
-        self.values: list[Tensor] = [layer[1].transpose(1, 2) for layer in self._all]
+        self.keys: list[Tensor] = [layer[0] for layer in self._all]
+        self.values: list[Tensor] = [layer[1] for layer in self._all]
 
     def clear(self, blocks: Tensor) -> None:
         """Zero these blocks in every layer. blocks: [n] int64."""
