@@ -135,6 +135,8 @@ class Generate(Message, frozen=True):
     """Separates the prefix caches of tenants."""
     progress: dict[int, Progress] = {}
     """By choice; empty at first."""
+    attempt: int = 1
+    """How often it has been sent."""
 
 
 class CancelCall(Message, frozen=True):
@@ -160,6 +162,8 @@ class Text(Message, frozen=True):
     """Characters of this choice sent up to and with this chunk."""
     finished: list[int]
     """Entries after which nothing follows for their call."""
+    attempts: list[int] = []
+    """Of the Generate that each entry answers: what a worker still says of an earlier one must not be mixed in."""
 
 
 class CallFailed(Message, frozen=True):

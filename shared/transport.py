@@ -38,9 +38,11 @@ class _Socket(Generic[In]):
             (zmq.SNDHWM, MAX_QUEUED_FRAMES),
             (zmq.RCVHWM, MAX_QUEUED_FRAMES),
             (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
-            (zmq.HEARTBEAT_IVL, 500),
-            (zmq.HEARTBEAT_TIMEOUT, 1_500),
-            (zmq.HEARTBEAT_TTL, 2_000),
+            # For hosts that vanish without a word; our own heartbeats notice the rest, and a busy machine must
+            # not cost connections.
+            (zmq.HEARTBEAT_IVL, 2_000),
+            (zmq.HEARTBEAT_TIMEOUT, 10_000),
+            (zmq.HEARTBEAT_TTL, 10_000),
             (zmq.HANDSHAKE_IVL, 2_000),
         ):
             self.socket.setsockopt(option, value)

@@ -58,12 +58,10 @@ class Call:
         """Complete, and everything was taken. A failed call never is: `take` raises instead."""
         return self._is_complete and not self._chunks
 
-    def message(self) -> Generate:
-        """The call as a worker must get it, so that it goes on where the client's stream is."""
-        if not self._journal:
-            return self._generate
+    def message(self, attempt: int) -> Generate:
+        """The call as a worker must get it this time, so that it goes on where the client's stream is."""
         progress = {choice: Progress(bytes(sent.token_ids), sent.num_chars) for choice, sent in self._journal.items()}
-        return msgspec.structs.replace(self._generate, progress=progress)
+        return msgspec.structs.replace(self._generate, progress=progress, attempt=attempt)
 
     def deliver(self, chunk: bytes, choice: int, token_ids: bytes, num_chars: int) -> None:
         """Queue a chunk and note it in the journal."""

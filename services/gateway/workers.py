@@ -190,12 +190,14 @@ class Workers:
                 pass  # being known is all it wants
 
     def _deliver(self, worker: _Worker, text: Text) -> None:
-        columns = zip(text.ids, text.chunks, text.choices, text.token_ids, text.num_chars, strict=True)
+        columns = zip(
+            text.ids, text.attempts, text.chunks, text.choices, text.token_ids, text.num_chars, strict=True
+        )
         finished = frozenset(text.finished)
-        for place, (call_id, chunk, choice, token_ids, num_chars) in enumerate(columns):
+        for place, (call_id, attempt, chunk, choice, token_ids, num_chars) in enumerate(columns):
             call = worker.calls.get(call_id)
-            if call is None:
-                continue  # cancelled meanwhile
+            if call is None or call.num_sends != attempt:
+                continue  # cancelled meanwhile, or from before its connection was lost and the call sent again
             call.deliver(chunk, choice, token_ids, num_chars)
             if place in finished:
                 del worker.calls[call_id]
@@ -221,7 +223,7 @@ class Workers:
         """Send the waiting calls, the oldest first, while there is a worker that takes them."""
         while self._waiting and (worker := self._choose()) is not None:
             call = next(iter(self._waiting))
-            if not self._send(worker, call.message()):
+            if not self._send(worker, call.message(call.num_sends + 1)):
                 self._remove(worker, "cannot be reached")
                 continue
             del self._waiting[call]

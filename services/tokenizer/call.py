@@ -106,6 +106,7 @@ class Call:
 
     def __init__(self, message: Generate, options: CallRequest, gateway: int, choices: list[Choice]) -> None:
         self.id: CallId = message.id
+        self.attempt = message.attempt
         self.gateway = gateway
         self.choices = choices
         self._options = options

@@ -219,6 +219,7 @@ def _make_text(entries: list[tuple[Call, Emitted]]) -> Text:
         token_ids=[emitted[2] for _, emitted in entries],
         num_chars=[emitted[3] for _, emitted in entries],
         finished=_last_of_finished(entries),
+        attempts=[call.attempt for call, _ in entries],
     )
 
 

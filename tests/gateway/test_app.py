@@ -219,7 +219,7 @@ def test_metrics_show_the_newest_counters_under_the_names_of_vllm(tmp_path: Path
 def test_a_stopping_gateway_ends_open_streams_with_an_error(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as server:
-            with FakeTokenizer(tmp_path, lambda generate: [text(generate.id, b"data: 1\n\n")]):
+            with FakeTokenizer(tmp_path, lambda generate: [text(generate, b"data: 1\n\n")]):
                 await until_ready(server.client)
                 response = await server.client.post("/v1/chat/completions", json=CHAT_BODY | {"stream": True})
                 reading = asyncio.create_task(response.read())
@@ -243,7 +243,7 @@ def test_a_stopping_gateway_refuses_new_calls_and_lets_open_ones_finish(tmp_path
                 await until_ready(server.client, status=503)
                 refused = await server.client.post("/v1/completions", json={"prompt": "a"})
                 assert refused.status == 503 and refused.headers["Retry-After"] == "1"
-                tokenizer.say(text(tokenizer.generates()[0].id, b"{}", is_last=True))
+                tokenizer.say(text(tokenizer.generates()[0], b"{}", is_last=True))
                 assert await (await post).read() == b"{}"
                 await stopping
 

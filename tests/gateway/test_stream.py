@@ -27,8 +27,8 @@ def test_a_stream_is_forwarded_byte_for_byte(tmp_path: Path) -> None:
 
     def script(generate: Generate) -> list[TO_GATEWAY]:
         columns = [generate.id] * 20, parts[:20], [0] * 20, [b""] * 20, [0] * 20
-        one_by_one = [text(generate.id, part, is_last=part is DONE) for part in parts[20:]]
-        return [Text(*columns, finished=[]), *one_by_one]
+        one_by_one = [text(generate, part, is_last=part is DONE) for part in parts[20:]]
+        return [Text(*columns, finished=[], attempts=[1] * 20), *one_by_one]
 
     async def scenario() -> None:
         async with running(tmp_path) as server:
@@ -48,7 +48,7 @@ def test_a_body_larger_than_any_buffer_arrives_whole(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with running(tmp_path) as server:
-            with FakeTokenizer(tmp_path, lambda generate: [text(generate.id, body, is_last=True)]):
+            with FakeTokenizer(tmp_path, lambda generate: [text(generate, body, is_last=True)]):
                 await until_ready(server.client)
                 for stream in (False, True):
                     wanted = {"prompt": "a", "stream": stream}
@@ -90,7 +90,7 @@ def test_an_error_before_the_first_byte_has_its_status_and_shape(tmp_path: Path,
 
 def test_an_error_after_the_headers_is_an_event_and_the_connection_closes(tmp_path: Path) -> None:
     def script(generate: Generate) -> list[TO_GATEWAY]:
-        return [text(generate.id, b"data: 1\n\n"), CallFailed(generate.id, OVERLOADED.info())]
+        return [text(generate, b"data: 1\n\n"), CallFailed(generate.id, OVERLOADED.info())]
 
     async def scenario() -> None:
         async with running(tmp_path) as server:
@@ -133,7 +133,7 @@ def test_a_client_that_leaves_before_the_first_byte_cancels_its_call(tmp_path: P
 def test_a_client_that_leaves_in_the_middle_of_its_stream_cancels_its_call(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as server:
-            with FakeTokenizer(tmp_path, lambda generate: [text(generate.id, b"data: 1\n\n")]) as tokenizer:
+            with FakeTokenizer(tmp_path, lambda generate: [text(generate, b"data: 1\n\n")]) as tokenizer:
                 await until_ready(server.client)
                 response = await server.client.post("/v1/chat/completions", json=CHAT_BODY | {"stream": True})
                 assert await read_until(response, b"\n\n") == b"data: 1\n\n"
@@ -161,7 +161,7 @@ def test_a_finished_call_is_not_cancelled(tmp_path: Path) -> None:
 def test_a_stream_that_is_silent_gets_a_comment_that_keeps_it_alive(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as server:
-            with FakeTokenizer(tmp_path, lambda generate: [text(generate.id, b"data: 1\n\n")]):
+            with FakeTokenizer(tmp_path, lambda generate: [text(generate, b"data: 1\n\n")]):
                 await until_ready(server.client)
                 body = CHAT_BODY | {"stream": True}
                 response = await server.client.post("/v1/chat/completions", json=body, timeout=None)
@@ -177,7 +177,7 @@ def test_a_client_that_takes_nothing_is_cut_and_its_call_cancelled(tmp_path: Pat
     async def scenario() -> None:
         async with running(tmp_path) as server:
             megabytes = [b"x" * 1_000_000] * 8
-            script = lambda generate: [text(generate.id, part) for part in megabytes]  # noqa: E731
+            script = lambda generate: [text(generate, part) for part in megabytes]  # noqa: E731
             with FakeTokenizer(tmp_path, script) as tokenizer:
                 await until_ready(server.client)
                 host, port = server.address.removeprefix("http://").split(":")

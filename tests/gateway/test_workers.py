@@ -21,18 +21,18 @@ STREAM = CHAT_BODY | {"stream": True}
 def begin(generate: Generate) -> list[TO_GATEWAY]:
     """Three chunks of two choices, and no end."""
     return [
-        text(generate.id, b"data: role\n\n", choice=0),
-        text(generate.id, b"data: He\n\n", choice=0, token_ids=[11, 12], num_chars=2),
-        text(generate.id, b"data: Yo\n\n", choice=1, token_ids=[21], num_chars=2),
-        text(generate.id, b"data: llo\n\n", choice=0, token_ids=[13], num_chars=5),
+        text(generate, b"data: role\n\n", choice=0),
+        text(generate, b"data: He\n\n", choice=0, token_ids=[11, 12], num_chars=2),
+        text(generate, b"data: Yo\n\n", choice=1, token_ids=[21], num_chars=2),
+        text(generate, b"data: llo\n\n", choice=0, token_ids=[13], num_chars=5),
     ]
 
 
 def finish(generate: Generate) -> list[TO_GATEWAY]:
     """The end of what `begin` began."""
     return [
-        text(generate.id, b"data: u!\n\n", choice=1, token_ids=[22], num_chars=4),
-        text(generate.id, DONE, is_last=True),
+        text(generate, b"data: u!\n\n", choice=1, token_ids=[22], num_chars=4),
+        text(generate, DONE, is_last=True),
     ]
 
 
@@ -122,7 +122,7 @@ def test_text_from_a_worker_that_does_not_own_the_call_is_ignored(tmp_path: Path
                 await until_ready(server.client)
                 post = asyncio.create_task(server.client.post("/v1/chat/completions", json=CHAT_BODY))
                 await until(lambda: len(owner.generates()) == 1)
-                call = owner.generates()[0].id
+                call = owner.generates()[0]
                 owner.is_ready = False
                 await until_ready(server.client, status=503)
 
@@ -135,6 +135,28 @@ def test_text_from_a_worker_that_does_not_own_the_call_is_ignored(tmp_path: Path
                     assert await response.json() == {"prompt": "a"}
                     owner.say(text(call, b"right", is_last=True))
                     assert await (await post).read() == b"right"
+
+    asyncio.run(scenario())
+
+
+def test_text_of_an_earlier_attempt_is_ignored(tmp_path: Path) -> None:
+    """A worker whose connection was lost still speaks of the call as it was, until it hears of it again."""
+    asked: list[Generate] = []
+
+    def script(generate: Generate) -> list[TO_GATEWAY]:
+        asked.append(generate)
+        stale = text(asked[0], b"data: stale\n\n", choice=0, token_ids=[19], num_chars=9)
+        return begin(generate) if len(asked) == 1 else [stale, *finish(generate)]
+
+    async def scenario() -> None:
+        async with running(tmp_path) as server:
+            with FakeTokenizer(tmp_path, script):
+                await until_ready(server.client)
+                response = await server.client.post("/v1/chat/completions", json=STREAM)
+                assert await read_until(response, b"llo\n\n") == BEGUN
+            with FakeTokenizer(tmp_path, script):
+                assert await response.read() == ENDED
+                assert asked[1].progress == PROGRESS
 
     asyncio.run(scenario())
 
@@ -219,7 +241,7 @@ def test_one_call_more_than_the_bound_is_refused(tmp_path: Path) -> None:
 
 def test_a_flood_of_frames_is_received_to_the_last(tmp_path: Path) -> None:
     def flood(generate: Generate) -> list[TO_GATEWAY]:
-        return [text(generate.id, b"%d\n" % n, is_last=n == 4999) for n in range(5000)]
+        return [text(generate, b"%d\n" % n, is_last=n == 4999) for n in range(5000)]
 
     async def scenario() -> None:
         async with running(tmp_path) as server:

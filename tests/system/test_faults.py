@@ -12,6 +12,7 @@ from tests.tools.load_client import OpenStreams, Stream, completion_body
 from tests.tools.server import Server, running, wait_until
 
 from octavo.shared.oracle import expected_tokens
+from octavo.shared.transport import SILENCE_S
 
 NUM_STREAMS = 20
 NUM_TOKENS = 120  # at 20 ms a step, so that a disturbance after a second finds every stream in its midst
@@ -74,9 +75,9 @@ def test_no_stream_notices_that_a_service_stands_still(role: str) -> None:
 
 
 def freeze(process: psutil.Process) -> None:
-    """Stop a process for so long that its peers close their connections, yet do not give it up."""
+    """Stop a process for so long that its peers take it for dead, and let it go on as if nothing had been."""
     process.suspend()
-    asyncio.get_running_loop().call_later(3.0, process.resume)
+    asyncio.get_running_loop().call_later(SILENCE_S + 2, process.resume)
 
 
 def test_a_dead_service_is_not_noticed_by_requests_that_come_later(server: Server) -> None:

@@ -27,7 +27,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def client() -> Iterator[OpenAI]:
     with (
-        running() as server,
+        running("--dtype", "float32") as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=400) as client,
     ):
         yield client

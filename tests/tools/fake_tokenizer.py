@@ -11,7 +11,6 @@ from types import TracebackType
 from octavo.shared.messages import (
     TO_GATEWAY,
     TO_TOKENIZER_FROM_GATEWAY,
-    CallId,
     CancelCall,
     Generate,
     Heartbeat,
@@ -29,20 +28,20 @@ DONE = b"data: [DONE]\n\n"
 
 
 def text(
-    call: CallId,
+    call: Generate,
     chunk: bytes,
     choice: int = 0,
     token_ids: Iterable[int] = (),
     num_chars: int = 0,
     is_last: bool = False,
 ) -> Text:
-    """A Text of one entry."""
-    return Text([call], [chunk], [choice], [pack(token_ids)], [num_chars], [0] if is_last else [])
+    """A Text of one entry, for a call as it was sent."""
+    return Text([call.id], [chunk], [choice], [pack(token_ids)], [num_chars], [0] if is_last else [], [call.attempt])
 
 
 def echo(generate: Generate) -> list[TO_GATEWAY]:
     """The script that answers with the request's own body."""
-    return [text(generate.id, generate.body, is_last=True)]
+    return [text(generate, generate.body, is_last=True)]
 
 
 def nothing(generate: Generate) -> list[TO_GATEWAY]:
