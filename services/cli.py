@@ -4,10 +4,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from octavo import __version__
-from octavo.services.chat import chat
-from octavo.services.doctor import doctor
-from octavo.services.launch import serve
-from octavo.shared.config import parse
 from octavo.shared.errors import OctavoError
 from octavo.shared.process import health
 
@@ -39,8 +35,26 @@ def main() -> None:
         sys.exit(2)
 
 
+# Each command imports what it needs itself: `octavo health` runs every few seconds and should cost next to nothing.
+
+
 def _serve(arguments: Sequence[str]) -> int:
+    from octavo.services.launch import serve
+    from octavo.shared.config import parse
+
     return serve(parse(arguments, "octavo serve", "Serve a model over HTTP."))
+
+
+def _chat(arguments: Sequence[str]) -> int:
+    from octavo.services.chat import chat
+
+    return chat(arguments)
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from octavo.services.doctor import doctor
+
+    return doctor(arguments)
 
 
 def _version(arguments: Sequence[str]) -> int:
@@ -50,8 +64,8 @@ def _version(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
-    "chat": chat,
-    "doctor": doctor,
+    "chat": _chat,
+    "doctor": _doctor,
     "health": health,
     "version": _version,
     "--version": _version,

@@ -6,7 +6,6 @@ Formats: ggml/src/ggml-common.h; those here have blocks of 32 values and float16
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -61,26 +60,10 @@ def dequantize(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     values = torch.empty(info.shape, dtype=dtype)
     rows = values.view(-1, _BLOCK)
     blocks = torch.from_numpy(file.stored(name)).view(len(rows), -1)  # [blocks, bytes of one]
-    with _one_thread():
-        pairs = zip(torch.split(blocks, _AT_ONCE), torch.split(rows, _AT_ONCE), strict=True)
-        for some_blocks, some_rows in pairs:
-            some_rows.copy_(unpack(some_blocks))
+    pairs = zip(torch.split(blocks, _AT_ONCE), torch.split(rows, _AT_ONCE), strict=True)
+    for some_blocks, some_rows in pairs:
+        some_rows.copy_(unpack(some_blocks))
     return values
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keeps torch's operators on this thread; the switch is global to the process.
-
-    Two threads save 0.1 s of a small model on an idle machine. Beside one busy process, as there is while all
-    services start, the barriers of several thousand operators have cost 40 s.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _unpack_q4_0(blocks: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ class RunsSteps(Protocol):
 def serve(config: Config, folder: Path) -> None:
     """Load the model, then run steps until SIGTERM."""
     stop, watch = StopFlag(), Stopwatch()
+    pulse = Pulse(folder, "executor")  # before loading: what a predecessor left behind must not count
     engine = load_engine(config, watch)
     link: Link[Message] = Link(new_context(), executor_endpoint(folder), TO_EXECUTOR)
     loop = _Loop(engine, link, os.urandom(8))
-    pulse = Pulse(folder, "executor")
     while not stop.is_set:
         loop.turn()
         now = time.monotonic()

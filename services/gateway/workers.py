@@ -190,9 +190,7 @@ class Workers:
                 pass  # being known is all it wants
 
     def _deliver(self, worker: _Worker, text: Text) -> None:
-        columns = zip(
-            text.ids, text.attempts, text.chunks, text.choices, text.token_ids, text.num_chars, strict=True
-        )
+        columns = zip(text.ids, text.attempts, text.chunks, text.choices, text.token_ids, text.num_chars, strict=True)
         finished = frozenset(text.finished)
         for place, (call_id, attempt, chunk, choice, token_ids, num_chars) in enumerate(columns):
             call = worker.calls.get(call_id)
