@@ -26,6 +26,10 @@ _IN_LOOP = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "gelu_
 
 
 def gated(gate_up: Tensor, act: str) -> Tensor:
+    if gate_up.is_cuda and act in _IN_LOOP and gate_up.is_contiguous():
+        from octavo.kernels.gpu.activation import gated as on_gpu
+
+        return on_gpu(gate_up, is_gelu=_IN_LOOP[act] == 1)
     loop = find_loop("gated", gate_up.dtype, gate_up.device) if act in _IN_LOOP else None
     if loop is None or not gate_up.is_contiguous():
         gate, up = gate_up.chunk(2, -1)

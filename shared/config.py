@@ -56,7 +56,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="share the KV of equal prompt beginnings")] = True
 
-    block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in a KV block", extra={"group": "KV cache"})] = 16
+    block_size: Annotated[
+        int | None,
+        Meta(description="tokens in a KV block, 1 to 256; none: 64 on cuda, 16 else", extra={"group": "KV cache"}),
+    ] = None
     num_kv_blocks: Annotated[Positive | None, Meta(description="KV blocks; none: as many as memory allows")] = None
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0.0, le=1.0, description="share of the GPU's memory that may be used")
@@ -81,8 +84,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"--host {self.host} can be reached from outside: set --api-key, or --insecure if that is meant"
             )
-        if self.block_size & (self.block_size - 1):
-            raise ConfigError(f"--block-size {self.block_size} is not a power of two")
+        if self.block_size is not None and self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            raise ConfigError(f"--block-size {self.block_size} is not a power of two from 1 to 256")
 
     @property
     def model_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from octavo.kernels.cache_write import cache_write
 from octavo.kernels.decode_attention import decode_attention
 from octavo.kernels.prefill_attention import prefill_attention
 from octavo.services.executor.cache import KvCache
+from octavo.services.executor.models.decoder import Angles, AttentionLayer
 from octavo.services.executor.models.spec import Attention
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
@@ -96,3 +97,6 @@ class PagedAttention:
                 )
             )  # fmt: skip
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def of_qkv(self, layer: int, qkv: Tensor, attention: AttentionLayer, angles: Angles) -> None:
+        """Nothing is fused here."""

@@ -10,6 +10,9 @@ from octavo.services.executor.models.spec import Attention, Decoder
 from octavo.shared.errors import ModelError
 
 
+CPU = torch.device("cpu")
+
+
 class KvCache:
     """All keys and values in one tensor, [layers, 2, blocks + 1, kv_heads, block_size, head_dim]:
     what one head attends to in a block lies together.
@@ -18,13 +21,18 @@ class KvCache:
     when a request gets it, so that nothing of its former owner, a NaN least of all, is ever read.
     """
 
-    def __init__(self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device = CPU
+    ) -> None:
         attention = uniform_attention(spec)
         self.num_blocks, self.block_size, self.null_block = num_blocks, block_size, num_blocks
         shape = (len(spec.layers), 2, num_blocks + 1, attention.kv_heads, block_size, attention.head_dim)
-        # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
-        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-        self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
+        if device.type == "cpu":
+            # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
+            pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+            self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
+        else:
+            self._all = torch.zeros(shape, dtype=dtype, device=device)
         self.keys: list[Tensor] = [layer[0] for layer in self._all]
         self.values: list[Tensor] = [layer[1] for layer in self._all]
 

@@ -4,6 +4,7 @@ import torch
 
 from octavo.services.executor.batch import PagedAttention, build_batch
 from octavo.services.executor.cache import KvCache
+from octavo.services.executor.launched import Done
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.sampler import choose
 from octavo.services.executor.slots import Slots
@@ -23,6 +24,10 @@ class Engine:
     def reset(self) -> None:
         """Forget every slot."""
         self._slots.forget_all()
+
+    def launch(self, step: Step) -> Done:
+        """Run a step."""
+        return Done(self.run(step))
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepResult:

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     import torch
 
     from octavo.services.executor.engine import Engine
+    from octavo.services.executor.gpu_engine import GpuEngine
+    from octavo.services.executor.models.spec import Decoder
 
+BLOCK_SIZE = 16
+GPU_BLOCK_SIZE = 64
 SIM_BLOCKS = 65_536
 SIM_VOCAB = 32_000
 DEFAULT_MAX_LEN = 32_768
 """Of a model that does not say how long its context may be."""
 
 
-def load_engine(config: Config, watch: Stopwatch) -> "Engine | SimEngine":
+def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEngine":
     """The engine that a config asks for; reports each stage to `watch`.
 
     Raises:
@@ -33,13 +37,15 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | SimEngine":
         return _load_sim(config, watch)
     import torch
 
-    device = _choose_device(config)
+    device = choose_device(config)
     torch.set_grad_enabled(False)
     threads = torch.get_num_threads()
     watch.report("torch", detail=f"{torch.__version__}, {device}, {threads} threads")
     # Beside the other services, which start at the same time, threads that wait for each other at each of several
     # thousand small operators have taken 40 s; alone they save 0.1 s.
     torch.set_num_threads(1)
+    if device == "cuda":
+        return _load_gpu(config, watch)
     engine = _load_cpu(config, watch)
     torch.set_num_threads(threads)
     warm_up(engine)
@@ -52,8 +58,8 @@ def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
     model: Mapping[str, Any] = read_config(files)
     info = ModelInfo(
         vocab_size=int(model.get("vocab_size", SIM_VOCAB)),
-        max_model_len=_max_model_len(config, model, DEFAULT_MAX_LEN, config.num_kv_blocks or SIM_BLOCKS),
-        block_size=config.block_size,
+        max_model_len=_max_model_len(config, model, DEFAULT_MAX_LEN, config.num_kv_blocks or SIM_BLOCKS, BLOCK_SIZE),
+        block_size=config.block_size or BLOCK_SIZE,
         num_blocks=config.num_kv_blocks or SIM_BLOCKS,
         num_slots=config.max_num_seqs or 1024,
         max_num_batched_tokens=config.max_num_batched_tokens or 8192,
@@ -76,11 +82,12 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
     family, spec = build_spec(model_config)
     dtype = _choose_dtype(config, model_config)
     named = _read_named(config, files, family, model_config, spec, dtype)
+    block_size = config.block_size or BLOCK_SIZE
     num_bytes = sum(tensor.numel() for tensor in named.values()) * dtype.itemsize
     watch.report("weights", detail=f"{num_bytes / 2**20:.0f} MiB as {str(dtype).removeprefix('torch.')}")
     # The packed copy doubles the weights: only where it is small beside what is free.
     pack = num_bytes * 4 < available_memory_bytes()
-    per_block = bytes_per_block(spec, config.block_size, dtype)
+    per_block = bytes_per_block(spec, block_size, dtype)
     budget = min(config.cpu_kv_cache_gib * 2**30, available_memory_bytes() / 2 - (num_bytes if pack else 0))
     num_blocks = config.num_kv_blocks or int(budget // per_block)
     if num_blocks < 1:
@@ -88,8 +95,8 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
     limit = spec.positions - spec.position_offset if spec.positions else DEFAULT_MAX_LEN
     info = ModelInfo(
         vocab_size=spec.vocab,
-        max_model_len=_max_model_len(config, model_config, limit, num_blocks),
-        block_size=config.block_size,
+        max_model_len=_max_model_len(config, model_config, limit, num_blocks, block_size),
+        block_size=block_size,
         num_blocks=num_blocks,
         num_slots=config.max_num_seqs or 64,
         max_num_batched_tokens=config.max_num_batched_tokens or 512,
@@ -97,7 +104,7 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
         dtype=str(dtype).removeprefix("torch."),
     )
     engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
-    watch.report("model", detail=f"{num_blocks * config.block_size} tokens of KV")
+    watch.report("model", detail=f"{num_blocks * block_size} tokens of KV")
     return engine
 
 
@@ -111,6 +118,60 @@ def warm_up(engine: "Engine") -> None:
     engine.reset()
 
 
+def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
+    import torch
+
+    from octavo.services.executor.cache import bytes_per_block
+    from octavo.services.executor.gpu_engine import GpuEngine
+    from octavo.services.executor.models.decoder import DecoderModel
+    from octavo.services.executor.models.families import build_spec
+
+    device = torch.device("cuda")
+    files = locate(config.model)
+    model_config = read_config(files)
+    family, spec = build_spec(model_config)
+    dtype = _choose_dtype(config, model_config)
+    named = _read_named(config, files, family, model_config, spec, dtype, device)
+    limit = config.max_model_len or int(
+        model_config.get("max_position_embeddings") or model_config.get("n_positions") or DEFAULT_MAX_LEN
+    )
+    model = DecoderModel(spec, named, dtype, limit)
+    del named
+    torch.cuda.synchronize()
+    watch.report(
+        "weights", detail=f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB as {str(dtype).removeprefix('torch.')}"
+    )
+    num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
+    block_size = config.block_size or GPU_BLOCK_SIZE
+    per_block = bytes_per_block(spec, block_size, dtype)
+    free, total = torch.cuda.mem_get_info()
+    budget = free - (1 - config.gpu_memory_utilization) * total - activation_bytes(spec, num_tokens, num_slots, dtype)
+    num_blocks = config.num_kv_blocks or int(budget // per_block)
+    if num_blocks < 1:
+        raise ConfigError(f"no GPU memory is left for KV blocks of {per_block} bytes: raise --gpu-memory-utilization")
+    info = ModelInfo(
+        vocab_size=spec.vocab,
+        max_model_len=_max_model_len(config, model_config, limit, num_blocks, block_size),
+        block_size=block_size,
+        num_blocks=num_blocks,
+        num_slots=num_slots,
+        max_num_batched_tokens=num_tokens,
+        device="cuda",
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    engine = GpuEngine(model, info, device)
+    watch.report("model", detail=f"{num_blocks * block_size} tokens of KV")
+    engine.capture()
+    watch.report("graphs")
+    return engine
+
+
+def activation_bytes(spec: "Decoder", num_tokens: int, num_slots: int, dtype: "torch.dtype") -> int:
+    """What a step needs at most beside weights and KV: a layer's intermediates, logits, and slack for libraries."""
+    wide = max(layer.attention.heads * layer.attention.head_dim * 4 + layer.mlp.hidden * 3 for layer in spec.layers)
+    return (num_tokens * (4 * spec.hidden + wide) + 3 * num_slots * spec.vocab) * dtype.itemsize + 2 * 2**30
+
+
 def _read_named(
     config: Config,
     files: ModelFiles,
@@ -118,22 +179,24 @@ def _read_named(
     model_config: Mapping[str, Any],
     spec: Any,
     dtype: "torch.dtype",
+    device: "torch.device | None" = None,
 ) -> "dict[str, torch.Tensor]":
     from octavo.services.executor.weights import check_weights, dummy_weights, read_weights
 
     if config.load_format == "dummy":
-        return dict(dummy_weights(spec, config.seed, dtype))
-    return dict(check_weights(spec, read_weights(files, family, model_config, dtype)))
+        return dict(dummy_weights(spec, config.seed, dtype, device))
+    weights = check_weights(spec, read_weights(files, family, model_config, dtype))
+    return {name: tensor if device is None else tensor.to(device) for name, tensor in weights}
 
 
-def _choose_device(config: Config) -> str:
+def choose_device(config: Config) -> str:
     import torch
 
     if config.device == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch finds no CUDA device on this machine")
-        raise ConfigError("--device cuda is not there yet: use --device cpu")
-    return "cpu"
+        return "cuda"
+    return "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
 
 
 def _choose_dtype(config: Config, model_config: Mapping[str, Any]) -> "torch.dtype":
@@ -144,6 +207,9 @@ def _choose_dtype(config: Config, model_config: Mapping[str, Any]) -> "torch.dty
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
     own = model_config.get("dtype") or model_config.get("torch_dtype") or "bfloat16"
+    if choose_device(config) == "cuda":
+        chosen: torch.dtype = getattr(torch, own)
+        return chosen
     return torch.bfloat16 if own != "float32" and has_bfloat16() else torch.float32
 
 
@@ -154,15 +220,17 @@ def has_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _max_model_len(config: Config, model_config: Mapping[str, Any], default: int, num_blocks: int) -> int:
+def _max_model_len(
+    config: Config, model_config: Mapping[str, Any], default: int, num_blocks: int, block_size: int
+) -> int:
     """Prompt and completion together: what is asked for, or what the model and the KV blocks allow."""
     own = int(model_config.get("max_position_embeddings") or model_config.get("n_positions") or default)
     if config.max_model_len is not None and config.max_model_len > own:
         raise ConfigError(f"--max-model-len {config.max_model_len}: this model takes at most {own}")
-    room = num_blocks * config.block_size
+    room = num_blocks * block_size
     if config.max_model_len is not None and config.max_model_len > room:
         raise ConfigError(
-            f"--max-model-len {config.max_model_len} needs {-(-config.max_model_len // config.block_size)} KV blocks; "
+            f"--max-model-len {config.max_model_len} needs {-(-config.max_model_len // block_size)} KV blocks; "
             f"there are {num_blocks}: lower it, or raise --num-kv-blocks or --cpu-kv-cache-gib"
         )
     longest = min(config.max_model_len or own, room)

@@ -25,15 +25,30 @@ from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_co
 
 log = logging.getLogger(__name__)
 
+MOST_LAUNCHED = 2  # steps on the device: one that runs, and the next
+
+
+class Launched(Protocol):
+    """A step that has begun."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def result(self) -> StepResult:
+        """Waits for it."""
+        ...
+
 
 class RunsSteps(Protocol):
-    """What Engine and SimEngine are to this process."""
+    """What an engine is to this process."""
 
     info: ModelInfo
 
     def reset(self) -> None: ...
 
-    def run(self, step: Step) -> StepResult: ...
+    def launch(self, step: Step) -> Launched:
+        """Begin a step; on a CPU it is done then."""
+        ...
 
 
 def serve(config: Config, folder: Path) -> None:
@@ -53,37 +68,44 @@ def serve(config: Config, folder: Path) -> None:
 
 
 class _Loop:
-    """One turn: take in messages, run the oldest step, answer it."""
+    """One turn: take in messages, launch the steps that have come, answer those that are done."""
 
     def __init__(self, engine: RunsSteps, link: Link[Message], boot: bytes) -> None:
         self._engine, self._link, self._boot = engine, link, boot
         self._steps: deque[Step] = deque()
+        self._launched: deque[Launched] = deque()
         self.epoch = 0
 
     def turn(self) -> None:
-        if not self._steps:
+        # While the device works, its end is asked for again and again: no wait is short enough for it.
+        if not self._steps and not self._launched:
             wait([self._link], HEARTBEAT_S)
         for message in self._link.receive():
             if isinstance(message, Reset):
                 self.epoch = message.epoch
                 self._steps.clear()
+                self._launched.clear()
                 self._engine.reset()
             elif isinstance(message, Step) and message.epoch == self.epoch:
                 self._steps.append(message)
-        if self._steps:
-            self._run(self._steps.popleft())
+        number = 0
+        try:
+            if self._steps and len(self._launched) < MOST_LAUNCHED:
+                step = self._steps.popleft()
+                number = step.number
+                self._launched.append(self._engine.launch(step))
+            if self._launched and self._launched[0].is_done:
+                self._link.send(self._launched.popleft().result())
+        except Exception as error:
+            self._fail(number, error)
 
     def greet(self) -> None:
         """Say that we are here: a heartbeat to a scheduler that knows us, a beginning to one that does not."""
         self._link.send(ExecutorReady(self._boot, self._engine.info))
 
-    def _run(self, step: Step) -> None:
-        try:
-            result = self._engine.run(step)
-        except Exception as error:
-            # What the engine remembers may be half changed: the process ends, and the scheduler starts over.
-            log.exception("step failed", extra={"step": step.number})
-            self._link.send(StepFailed(step.epoch, step.number, f"{type(error).__name__}: {error}"))
-            time.sleep(0.1)  # for the message to leave: the socket does not linger
-            sys.exit(1)
-        self._link.send(result)
+    def _fail(self, number: int, error: Exception) -> None:
+        # What the engine remembers may be half changed: the process ends, and the scheduler starts over.
+        log.exception("step failed", extra={"step": number})
+        self._link.send(StepFailed(self.epoch, number, f"{type(error).__name__}: {error}"))
+        time.sleep(0.1)  # for the message to leave: the socket does not linger
+        sys.exit(1)

@@ -10,6 +10,7 @@ and whenever it grows.
 import time
 from array import array
 
+from octavo.services.executor.launched import Done
 from octavo.shared.messages import INT32_BYTES, ModelInfo, NewRequest, Step, StepResult, pack, unpack
 from octavo.shared.oracle import advance, next_token
 
@@ -42,6 +43,10 @@ class SimEngine:
         """Forget every slot."""
         self._slots.clear()
         self._decoding.clear()
+
+    def launch(self, step: Step) -> Done:
+        """Run a step."""
+        return Done(self.run(step))
 
     def run(self, step: Step) -> StepResult:
         """Compute a step and sample the tokens that it is to sample."""

@@ -58,7 +58,7 @@ class Pipeline:
             self._open.add(id)
         self._turn(Inbox(from_tokenizers=requests))
         while self._open:
-            result: StepResult = self._engine.run(self._steps.pop(0))
+            result: StepResult = self._engine.launch(self._steps.pop(0)).result()
             self._turn(Inbox(from_executor=[(EXECUTOR, result)]))
         return [self._tokens[id] for id in ids]
 

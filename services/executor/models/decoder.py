@@ -19,12 +19,18 @@ from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp,
 
 
 class Attend(Protocol):
-    """Writes a layer's new keys and values into the cache and attends over it.
+    """Writes a layer's new keys and values into the cache and attends over it."""
 
-    q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]
-    """
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+        """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]"""
+        ...
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor: ...
+    def of_qkv(self, layer: int, qkv: Tensor, attention: "AttentionLayer", angles: "Angles") -> Tensor | None:
+        """The same from the product [tokens, (heads + 2 * kv_heads) * head_dim], norms and RoPE included.
+
+        None where it cannot: then they are done one by one.
+        """
+        ...
 
 
 class Weights:
@@ -77,6 +83,8 @@ class AttentionLayer:
         """residual: added to the output, if there is one."""
         spec = self.spec
         qkv = self.qkv(x)
+        if (attended := attend.of_qkv(layer, qkv, self, angles)) is not None:
+            return self.out(attended.flatten(1), residual)
         if spec.clip_qkv:
             qkv = qkv.clamp_(-spec.clip_qkv, spec.clip_qkv)
         heads = qkv.view(len(x), -1, spec.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
@@ -126,11 +134,9 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
         h = self._norm("attn", x)
+        beside = self._norm("mlp", x) if self.spec.parallel and "mlp" in self.norms else h  # before x is overwritten
         attended = self._add("attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend))
-        if not self.spec.parallel:
-            normed = self._norm("mlp", attended)
-        else:
-            normed = self._norm("mlp", x) if "mlp" in self.norms else h
+        normed = beside if self.spec.parallel else self._norm("mlp", attended)
         return self._add("mlp_out", attended, lambda residual: self.mlp(normed, residual))
 
     def _norm(self, name: NormPlace, x: Tensor) -> Tensor:
@@ -148,14 +154,21 @@ class Angles:
     """cos and sin of the positions of one batch, for each kind of rope that the layers have."""
 
     def __init__(self, by_rope: dict[Rope, tuple[Tensor, Tensor]], positions: Tensor) -> None:
-        self._chosen = {
-            spec: (cos.index_select(0, positions), sin.index_select(0, positions))
-            for spec, (cos, sin) in by_rope.items()
-        }
+        self._by_rope, self._positions = by_rope, positions
+        self._chosen: dict[Rope, tuple[Tensor, Tensor]] = {}
 
     def of(self, spec: Rope) -> tuple[Tensor, Tensor]:
         """[tokens, 1, dim] each."""
-        return self._chosen[spec]
+        chosen = self._chosen.get(spec)
+        if chosen is None:
+            cos, sin = self._by_rope[spec]
+            chosen = cos.index_select(0, self._positions), sin.index_select(0, self._positions)
+            self._chosen[spec] = chosen
+        return chosen
+
+    def table(self, spec: Rope) -> tuple[Tensor, Tensor]:
+        """Of all positions, [positions, 1, dim] each."""
+        return self._by_rope[spec]
 
 
 class DecoderModel:

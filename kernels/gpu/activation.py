@@ -1,0 +1,29 @@
+"""Triton: act(gate) * up; see `octavo.kernels.activation`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
+    """gate_up: [tokens, 2 * size], contiguous; silu, or gelu by its tanh form. Returns [tokens, size]."""
+    tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(tokens, size, dtype=gate_up.dtype, device=gate_up.device)
+    _gated[(tokens, triton.cdiv(size, BLOCK))](gate_up, out, size, IS_GELU=is_gelu, BLOCK=BLOCK, num_warps=4)
+    return out
+
+
+@triton.jit
+def _gated(gate_up_ptr, out_ptr, size, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """Grid: tokens, blocks."""
+    token, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_in = place < size
+    gate = tl.load(gate_up_ptr + token * 2 * size + place, mask=is_in, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + token * 2 * size + size + place, mask=is_in, other=0.0).to(tl.float32)
+    # gelu's tanh form is x * sigmoid(2 u)
+    u = gate * (1.5957691216057308 + 0.07135481282992444 * gate * gate) if IS_GELU else gate
+    out = gate / (1.0 + tl.exp(-u)) * up
+    tl.store(out_ptr + token * size + place, out.to(out_ptr.dtype.element_ty), mask=is_in)

@@ -1,0 +1,141 @@
+"""Triton: causal attention of chunks of new tokens over pages; see `octavo.kernels.prefill_attention` for the maths.
+
+One program computes a tile of a chunk's tokens for one head. Keys and values come a page at a time by the tensor
+memory accelerator. Pages that all of a tile's tokens see whole need no mask and are most of the work.
+
+source: Dao 2023 (FlashAttention-2), arXiv 2307.08691
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2_E = 1.4426950408889634
+NEVER = tl.constexpr(-1.0e30)
+TILE = 128  # tokens
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Where the chunks of a batch lie; all int32 on the device.
+
+    rows, lengths, totals, slots: [chunks]: first row in q, new tokens, positions up to and with them, row of `tables`.
+    tile_chunks, tile_starts: [tiles]: of each tile of TILE tokens its chunk and its first token in it, those with
+        the most work first.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    totals: Tensor
+    slots: Tensor
+    tile_chunks: Tensor
+    tile_starts: Tensor
+
+
+def prefill_attention(
+    q: Tensor,
+    keys: TensorDescriptor,
+    values: TensorDescriptor,
+    tables: Tensor,
+    chunks: Chunks,
+    out: Tensor,
+    kv_heads: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> None:
+    """Fills the chunks' rows of `out`; q and out: [tokens, heads, head_dim], contiguous. See `decode_attention`."""
+    heads, head_dim = q.shape[1:]
+    _prefill[(len(chunks.tile_chunks), heads)](
+        q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
+        chunks.tile_starts, out, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], TILE=TILE,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim <= 128 else 2, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _prefill(
+    q_ptr, keys, values, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr, tile_starts_ptr,
+    out_ptr, scale, softcap, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid: tiles, heads. scale and softcap are in units of log2."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    kv_head = head // (HEADS // KV_HEADS)
+    chunk = tl.load(tile_chunks_ptr + tile)
+    start = tl.load(tile_starts_ptr + tile)
+    length = tl.load(lengths_ptr + chunk)
+    total = tl.load(totals_ptr + chunk)
+    table = tables_ptr + tl.load(slots_ptr + chunk).to(tl.int64) * table_stride
+
+    token, dim, offset = tl.arange(0, TILE), tl.arange(0, DIM), tl.arange(0, PAGE)
+    is_live = start + token < length
+    place = ((tl.load(rows_ptr + chunk) + start + token).to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+    q = tl.load(q_ptr + place, mask=is_live[:, None], other=0.0)
+    position = total - length + start + token
+    least = total - length + start
+    end = tl.minimum(least + TILE, total)
+
+    peak = tl.full([TILE], NEVER, tl.float32)
+    sums_of_weights = tl.zeros([TILE], tl.float32)
+    sums = tl.zeros([TILE, DIM], tl.float32)
+    low = tl.maximum(least - WINDOW + 1, 0) // PAGE if WINDOW else 0
+    # Pages up to here are seen whole by all tokens, but for those that a window cuts.
+    whole_low = tl.cdiv(tl.maximum(end - WINDOW, 0), PAGE) if WINDOW else 0
+    whole_high = tl.maximum((least + 1) // PAGE, low)
+    if WINDOW:
+        for page in range(low, tl.minimum(whole_low, whole_high)):
+            peak, sums_of_weights, sums = _attend_page(
+                q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset, total,
+                peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
+            )  # fmt: skip
+        low = tl.minimum(tl.maximum(low, whole_low), whole_high)
+    block = tl.load(table + low, mask=low < whole_high, other=0)
+    for page in tl.range(low, whole_high, num_stages=STAGES):
+        next_block = tl.load(table + page + 1, mask=page + 1 < whole_high, other=0)
+        peak, sums_of_weights, sums = _attend_page(
+            q, keys, values, block, kv_head, position, page * PAGE + offset, total,
+            peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, False,
+        )  # fmt: skip
+        block = next_block
+    for page in range(whole_high, tl.cdiv(end, PAGE)):
+        peak, sums_of_weights, sums = _attend_page(
+            q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset, total,
+            peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
+        )  # fmt: skip
+    sums = sums / tl.where(sums_of_weights > 0, sums_of_weights, 1.0)[:, None]
+    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live[:, None])
+
+
+@triton.jit
+def _attend_page(
+    q, keys, values, block, kv_head, position, others, total, peak, sums_of_weights, sums, scale, softcap,
+    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over one more page. position: of the tokens; others: of the page's."""
+    place = (block * KV_HEADS + kv_head) * PAGE
+    k = keys.load([place, 0])
+    scores = tl.dot(q, k.T, input_precision="ieee")
+    v = values.load([place, 0])
+    if SOFTCAP:
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * 1.4426950408889634 * scores * scale / softcap)))
+    else:
+        scores = scores * scale
+    if MASKED:
+        seen = others[None, :] <= position[:, None]
+        if WINDOW:
+            seen = seen & (others[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(seen, scores, NEVER)
+        # What lies behind a request's end may be anything, NaN too.
+        v = tl.where((others < total)[:, None], v, 0.0)
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    sums_of_weights = sums_of_weights * shrink + tl.sum(weights, 1)
+    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
+    return new_peak, sums_of_weights, sums

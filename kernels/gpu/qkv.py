@@ -1,0 +1,90 @@
+"""Triton: what lies between the QKV product and attention, in one pass: norm of heads, RoPE, and the cache write.
+
+source: `octavo.kernels.rms_norm`, `octavo.kernels.rope` and `octavo.kernels.cache_write` have the formulas
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEADS_AT_ONCE = 8
+
+
+def split_qkv(
+    qkv: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    tables: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Queries for attention; keys and values go into the cache.
+
+    Args:
+        qkv: [tokens, (heads + 2 * kv_heads) * head_dim], contiguous.
+        key_cache, value_cache: [blocks, kv_heads, page, head_dim], contiguous; changed in place.
+        tables: [slots, max_blocks] int32.
+        slots, positions: [tokens] int32. A token is written to its slot's block for its position.
+        cos, sin: [positions, 1, dim], as `octavo.kernels.rope.tables` makes them.
+        q_weight, k_weight: [head_dim] of an RMS norm over each head with `eps`; None: no norm.
+
+    Returns: [tokens, heads, head_dim], turned.
+    """
+    tokens, head_dim = len(qkv), key_cache.shape[3]
+    kv_heads, page = key_cache.shape[1:3]
+    q = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    _split_qkv[(tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_AT_ONCE))](
+        qkv, q, key_cache, value_cache, tables, slots, positions, cos, sin,
+        q_weight if q_weight is not None else qkv, k_weight if k_weight is not None else qkv, eps, tables.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, TURNED=cos.shape[-1], PAGE=page, INTERLEAVED=interleaved,
+        HAS_NORM=q_weight is not None, AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim * HEADS_AT_ONCE >= 1024 else 2,
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _split_qkv(
+    qkv_ptr, q_ptr, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr,
+    q_weight_ptr, k_weight_ptr, eps, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr, PAGE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
+    token = tl.program_id(0).to(tl.int64)
+    head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, DIM)
+    is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
+    is_v = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
+    is_live = head < HEADS + 2 * KV_HEADS
+    # The dimension that each one is turned with.
+    half: tl.constexpr = TURNED // 2
+    other = dim ^ 1 if INTERLEAVED else tl.where(dim < half, dim + half, dim - half)
+    other = tl.where(dim < TURNED, other, dim)
+    row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
+    x = tl.load(row + dim[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)
+    y = tl.load(row + other[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)
+    position = tl.load(positions_ptr + token)
+    cos = tl.load(cos_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=0.0).to(tl.float32)
+    turned_x, turned_y = x, y
+    if HAS_NORM:
+        factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)
+        q_weight, k_weight = tl.load(q_weight_ptr + dim).to(tl.float32), tl.load(k_weight_ptr + dim).to(tl.float32)
+        q_other, k_other = tl.load(q_weight_ptr + other).to(tl.float32), tl.load(k_weight_ptr + other).to(tl.float32)
+        turned_x = x * factor[:, None] * tl.where(is_q[:, None], q_weight[None, :], k_weight[None, :])
+        turned_y = y * factor[:, None] * tl.where(is_q[:, None], q_other[None, :], k_other[None, :])
+    turned = turned_x * cos[None, :] + turned_y * sin[None, :]
+    dtype = q_ptr.dtype.element_ty
+    tl.store(q_ptr + (token * HEADS + head)[:, None] * DIM + dim[None, :], turned.to(dtype), mask=is_q[:, None])
+    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
+    kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
+    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
+    tl.store(keys_ptr + place, turned.to(dtype), mask=is_k[:, None])
+    tl.store(values_ptr + place, x.to(dtype), mask=is_v[:, None])

@@ -1,0 +1,155 @@
+"""One step as the GPU engine sees it: what is uploaded, and how its rows attend over the paged cache.
+
+Everything small that a step needs travels in one int32 buffer: from pinned memory to one place on the device, so that
+a CUDA graph finds it there again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.gpu.decode_attention import decode_attention, scratch_size
+from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+from octavo.kernels.gpu.qkv import split_qkv
+from octavo.services.executor.cache import KvCache, uniform_attention
+from octavo.services.executor.models.decoder import Angles, AttentionLayer
+from octavo.services.executor.models.spec import Attention, Decoder
+from octavo.services.executor.slots import Slots
+from octavo.shared.messages import Step, unpack
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+@dataclass
+class Plan:
+    """A step on the host, in lists that will be int32 on the device. Rows are tokens: decoding slots', then chunks'."""
+
+    table_slots: list[int] = field(default_factory=list)  # changes of block tables: slot, place in its table, block
+    table_places: list[int] = field(default_factory=list)
+    table_blocks: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # [rows]
+    positions: list[int] = field(default_factory=list)  # [rows]
+    token_ids: list[int] = field(default_factory=list)  # [rows of chunks]
+    num_decoding: int = 0
+    chunk_rows: list[int] = field(default_factory=list)  # [chunks], as in `Chunks`
+    chunk_lengths: list[int] = field(default_factory=list)
+    chunk_totals: list[int] = field(default_factory=list)
+    chunk_slots: list[int] = field(default_factory=list)
+    tiles: list[tuple[int, int]] = field(default_factory=list)  # chunk, start
+    sampled_rows: list[int] = field(default_factory=list)
+    sampled_slots: list[int] = field(default_factory=list)
+
+
+def plan_step(step: Step, slots: Slots) -> Plan:
+    """Apply a step to `slots`, and move every slot on by what the step computes."""
+    slots.apply(step)
+    plan = Plan()
+    for new in step.new:
+        blocks = unpack(new.blocks).tolist()
+        _change_table(plan, [new.slot] * len(blocks), range(len(blocks)), blocks)
+    grown = unpack(step.grown_slots).tolist()
+    _change_table(plan, grown, [slots.num_blocks[slot] - 1 for slot in grown], unpack(step.grown_blocks).tolist())
+    num_computed = slots.num_computed
+    plan.slots = list(slots.decoding)
+    plan.positions = [num_computed[slot] for slot in plan.slots]
+    for slot in plan.slots:
+        num_computed[slot] += 1
+    plan.num_decoding = len(plan.slots)
+    plan.sampled_rows, plan.sampled_slots = list(range(plan.num_decoding)), list(plan.slots)
+    for slot, length in zip(unpack(step.chunk_slots), unpack(step.chunk_lengths), strict=True):
+        _add_chunk(plan, slots, slot, length)
+    # The tiles with the most positions to attend to go first, so that none is left over at the end.
+    plan.tiles.sort(key=lambda tile: tile[1] - plan.chunk_lengths[tile[0]] + plan.chunk_totals[tile[0]], reverse=True)
+    return plan
+
+
+def _change_table(plan: Plan, slots: Sequence[int], places: Sequence[int], blocks: Sequence[int]) -> None:
+    plan.table_slots += slots
+    plan.table_places += places
+    plan.table_blocks += blocks
+
+
+def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int) -> None:
+    start = slots.num_computed[slot]
+    token_ids, is_last = slots.take_chunk(slot, length)
+    plan.tiles += [(len(plan.chunk_rows), first) for first in range(0, length, TILE)]
+    plan.chunk_rows.append(len(plan.slots))
+    plan.chunk_lengths.append(length)
+    plan.chunk_totals.append(start + length)
+    plan.chunk_slots.append(slot)
+    plan.token_ids += token_ids.tolist()
+    plan.slots += [slot] * length
+    plan.positions += range(start, start + length)
+    if is_last:
+        plan.sampled_rows.append(len(plan.slots) - 1)
+        plan.sampled_slots.append(slot)
+        slots.decoding[slot] = None
+
+
+class GpuCache:
+    """The KV cache of all layers with what the kernels need to read it, and the block tables of all slots."""
+
+    def __init__(self, spec: Decoder, cache: KvCache, num_slots: int, max_blocks: int) -> None:
+        attention = uniform_attention(spec)
+        self.keys, self.values = cache.keys, cache.values
+        self.kv_heads = attention.kv_heads
+        box = [cache.block_size, attention.head_dim]
+        self.key_boxes = [TensorDescriptor.from_tensor(layer.view(-1, box[1]), box) for layer in cache.keys]
+        self.value_boxes = [TensorDescriptor.from_tensor(layer.view(-1, box[1]), box) for layer in cache.values]
+        device = cache.keys[0].device
+        # The last row belongs to no slot: rows that only fill up a graph's batch write to the null block.
+        self.tables = torch.full((num_slots + 1, max_blocks), cache.null_block, dtype=torch.int32, device=device)
+        most_heads = max(layer.attention.heads for layer in spec.layers)
+        floats = scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
+        self.scratch = torch.empty(floats, dtype=torch.float32, device=device)
+
+
+class GpuAttention:
+    """Attention of one batch's rows over the paged cache.
+
+    slots, positions: [rows] int32 on the device; the first `num_decoding` rows are one token each of a request.
+    """
+
+    def __init__(
+        self, cache: GpuCache, slots: Tensor, positions: Tensor, num_decoding: int, chunks: Chunks | None
+    ) -> None:
+        self._cache, self._slots, self._positions = cache, slots, positions
+        self._num_decoding, self._chunks = num_decoding, chunks
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+        cache = self._cache
+        page = cache.keys[layer].shape[2]
+        blocks = cache.tables[self._slots.long(), self._positions.long() // page].long()
+        offsets = self._positions.long() % page
+        cache.keys[layer][blocks, :, offsets] = k
+        cache.values[layer][blocks, :, offsets] = v
+        return self._attend(layer, q.contiguous(), spec)
+
+    def of_qkv(self, layer: int, qkv: Tensor, attention: AttentionLayer, angles: Angles) -> Tensor | None:
+        spec, cache = attention.spec, self._cache
+        q_norm, k_norm = attention.q_norm, attention.k_norm
+        is_plain = spec.qk_norm == "" or (spec.qk_norm == "head" and spec.qk_norm_like.kind.startswith("rms"))
+        if not is_plain or spec.rope is None or spec.clip_qkv or not qkv.is_contiguous():
+            return None
+        cos, sin = angles.table(spec.rope)
+        q = split_qkv(
+            qkv, cache.keys[layer], cache.values[layer], cache.tables, self._slots, self._positions, spec.heads,
+            cos, sin, spec.rope.interleaved, None if q_norm is None else q_norm.weight,
+            None if k_norm is None else k_norm.weight, spec.qk_norm_like.eps,
+        )  # fmt: skip
+        return self._attend(layer, q, spec)
+
+    def _attend(self, layer: int, q: Tensor, spec: Attention) -> Tensor:
+        cache, decoding = self._cache, self._num_decoding
+        keys, values, out = cache.key_boxes[layer], cache.value_boxes[layer], torch.empty_like(q)
+        if decoding:
+            decode_attention(
+                q[:decoding], keys, values, cache.tables, self._slots, self._positions, cache.scratch, out,
+                cache.kv_heads, spec.scale, spec.window, spec.softcap,
+            )  # fmt: skip
+        if self._chunks is not None:
+            prefill_attention(
+                q, keys, values, cache.tables, self._chunks, out, cache.kv_heads, spec.scale, spec.window, spec.softcap
+            )
+        return out

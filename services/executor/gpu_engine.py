@@ -1,0 +1,245 @@
+"""The engine on a GPU: steps are launched ahead of their results, and decoding runs as one CUDA graph a step.
+
+What a step needs of the one before, the last token of each slot, never leaves the device. The host says which slots
+decode at which positions; it learns the tokens later, while the next step already runs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.gpu.greedy import greedy
+from octavo.kernels.gpu.prefill_attention import Chunks
+from octavo.kernels.sampling import sample
+from octavo.services.executor.cache import KvCache
+from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
+from octavo.services.executor.models.decoder import DecoderModel
+from octavo.services.executor.slots import Slots
+from octavo.shared.messages import ModelInfo, Step, StepResult, pack
+from octavo.shared.sampling import SamplingParams
+
+RING = 4  # steps whose pinned memory may be in use; more than are ever in flight
+SMALL_BATCHES = (1, 2, 4, 8)
+BATCH_STEP = 16  # beyond, a graph for each multiple of it; of 64 beyond 256
+
+
+@dataclass
+class Launched:
+    """A step on its way through the device."""
+
+    step: Step
+    slots: list[int]
+    tokens: Tensor  # pinned, [slots] int32; there once `event` is
+    event: torch.cuda.Event
+
+    @property
+    def is_done(self) -> bool:
+        return self.event.query()
+
+    def result(self) -> StepResult:
+        """Waits for it."""
+        self.event.synchronize()
+        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()))
+
+
+@dataclass
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor  # [rows, vocab], where every replay leaves them
+
+
+class GpuEngine:
+    """Runs steps in the order in which they come; knows no more of a request than its slot."""
+
+    def __init__(self, model: DecoderModel, info: ModelInfo, device: torch.device) -> None:
+        self.info = info
+        self._model = model
+        cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, device)
+        max_blocks = -(-info.max_model_len // info.block_size)
+        self._slots = Slots(info.num_slots, max_blocks, info.block_size, cache.null_block)
+        self._cache = GpuCache(model.spec, cache, info.num_slots, max_blocks)
+        self._last = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(info.num_slots, dtype=torch.int32, device=device)
+        size = _input_size(info, max_blocks)
+        self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
+        self._staging = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
+        self._results = [torch.zeros(info.num_slots, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
+        self._turn = 0
+        self._graphs: dict[int, _Graph] = {}
+        self._pool: object = None
+        self._stream = torch.cuda.Stream(device)
+
+    def reset(self) -> None:
+        """Forget every slot."""
+        self._stream.synchronize()
+        self._slots.forget_all()
+
+    def run(self, step: Step) -> StepResult:
+        """Compute a step and sample the tokens that it is to sample."""
+        return self.launch(step).result()
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Launched:
+        """Begin a step; the ones before it may still run, RING - 1 at most."""
+        plan = plan_step(step, self._slots)
+        self._turn = (self._turn + 1) % RING
+        with torch.cuda.stream(self._stream):
+            if plan.chunk_slots:
+                logits, tokens = self._run_mixed(plan)
+            else:
+                logits, tokens = self._run_decoding(plan)
+            self._draw(plan.sampled_slots, logits, tokens)
+            host = self._results[self._turn][: len(plan.sampled_slots)]
+            host.copy_(tokens, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        return Launched(step, plan.sampled_slots, host, event)
+
+    @torch.inference_mode()
+    def capture(self, batches: Iterable[int] | None = None) -> None:
+        """Record the graphs of these batch sizes, or of all, before they are needed."""
+        for batch in sorted(batches or batch_sizes(self.info.num_slots), reverse=True):
+            with torch.cuda.stream(self._stream):
+                self._graph(batch)
+
+    def _run_decoding(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        rows = len(plan.slots)
+        if rows == 0:
+            return self._tokens[:0], self._tokens[:0]
+        batch = batch_of(rows, self.info.num_slots)
+        filling = batch - rows
+        sections = [plan.slots + [self.info.num_slots] * filling, plan.positions + [0] * filling]
+        # A graph reads the first `num_slots` elements as slots, those behind as positions.
+        self._upload(sections, plan, stride=self.info.num_slots)
+        graph = self._graph(batch)
+        graph.graph.replay()
+        return graph.logits[:rows], self._tokens[:rows]
+
+    def _graph(self, batch: int) -> _Graph:
+        """The graph of a batch size, recorded at its first use."""
+        known = self._graphs.get(batch)
+        if known is not None:
+            return known
+        kept = self._inputs.clone()
+        num_slots = self.info.num_slots
+        self._inputs[:batch] = num_slots  # rows that only fill up, while recording
+        self._inputs[num_slots : num_slots + batch] = 0
+        self._decode(batch)  # compiles kernels and creates handles, which cannot be done while recording
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            logits = self._decode(batch)
+        self._pool = self._pool or graph.pool()
+        self._inputs.copy_(kept)
+        self._graphs[batch] = _Graph(graph, logits)
+        return self._graphs[batch]
+
+    def _decode(self, batch: int) -> Tensor:
+        num_slots = self.info.num_slots
+        slots, positions = self._inputs[:batch], self._inputs[num_slots : num_slots + batch]
+        attention = GpuAttention(self._cache, slots, positions, batch, None)
+        hidden = self._model.hidden(self._last.index_select(0, slots), positions, attention)
+        logits = self._model.logits(hidden)
+        greedy(logits, self._tokens[:batch], slots, self._last)
+        return logits
+
+    def _run_mixed(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
+        slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
+            self._upload(
+                [
+                    plan.slots, plan.positions, plan.token_ids, plan.chunk_rows, plan.chunk_lengths, plan.chunk_totals,
+                    plan.chunk_slots, tile_chunks, tile_starts, plan.sampled_rows, plan.sampled_slots,
+                ],
+                plan,
+            )
+        )  # fmt: skip
+        attention = GpuAttention(
+            self._cache, slots, positions, plan.num_decoding, Chunks(rows, lengths, totals, chunk_slots, chunks, starts)
+        )
+        known = self._last.index_select(0, slots[: plan.num_decoding])
+        hidden = self._model.hidden(torch.cat((known, token_ids)), positions, attention)
+        tokens = self._tokens[: len(plan.sampled_slots)]
+        if not plan.sampled_slots:
+            return tokens, tokens
+        logits = self._model.logits(hidden.index_select(0, sampled))
+        greedy(logits, tokens, sampled_slots, self._last)
+        return logits, tokens
+
+    def _upload(self, sections: list[list[int]], plan: Plan, stride: int | None = None) -> list[Tensor]:
+        """Bring sections to the device, one copy for all, and make the plan's changes to the block tables.
+
+        With a stride the sections begin at its multiples, else each behind the one before. Returns their views.
+        """
+        changes = [plan.table_slots, plan.table_places, plan.table_blocks] if plan.table_slots else []
+        starts, values = [], []
+        for section in sections:
+            if stride is not None:
+                values += [0] * (len(starts) * stride - len(values))
+            starts.append(len(values))
+            values += section
+        for section in changes:
+            starts.append(len(values))
+            values += section
+        staging = self._staging[self._turn][: len(values)]
+        staging.copy_(torch.tensor(values, dtype=torch.int32))
+        self._inputs[: len(values)].copy_(staging, non_blocking=True)
+        views = [
+            self._inputs[start : start + len(section)]
+            for start, section in zip(starts, sections + changes, strict=True)
+        ]
+        if changes:
+            slots, places, blocks = views[-3:]
+            self._cache.tables[slots.long(), places.long()] = blocks
+        return views[: len(sections)]
+
+    def _draw(self, slots: list[int], logits: Tensor, tokens: Tensor) -> None:
+        """Replace the greedy choice of the rows that ask for a random one."""
+        params = [self._slots.params[slot] for slot in slots]
+        drawn = [(row, each) for row, each in enumerate(params) if each is not None and not each.is_greedy]
+        if drawn:
+            rows = torch.tensor([row for row, _ in drawn], device=logits.device)
+            chosen = _sample(
+                logits[rows], [each for _, each in drawn], [self._slots.num_computed[slots[row]] for row, _ in drawn]
+            )
+            tokens[rows] = chosen.int()
+            self._last[torch.tensor([slots[row] for row, _ in drawn], device=logits.device)] = chosen.int()
+
+
+def _sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
+    device = logits.device
+    return sample(
+        logits,
+        torch.tensor([each.temperature for each in params], device=device),
+        torch.tensor([each.top_k for each in params], device=device),
+        torch.tensor([each.top_p for each in params], device=device),
+        torch.tensor([each.min_p for each in params], device=device),
+        [each.seed for each in params],
+        positions,
+    )
+
+
+def batch_of(rows: int, num_slots: int) -> int:
+    """The smallest batch that has a graph and room for so many rows."""
+    for batch in SMALL_BATCHES:
+        if rows <= batch:
+            return min(batch, num_slots)
+    step = BATCH_STEP if rows <= 256 else 64
+    return min(-(-rows // step) * step, num_slots)
+
+
+def batch_sizes(num_slots: int) -> list[int]:
+    """All that `batch_of` gives."""
+    return sorted({batch_of(rows, num_slots) for rows in range(1, num_slots + 1)})
+
+
+def _input_size(info: ModelInfo, max_blocks: int) -> int:
+    """The most that a step uploads, in int32: rows of all kinds, and a block table for every slot."""
+    return (
+        3 * info.max_num_batched_tokens
+        + 9 * info.num_slots
+        + 2 * info.max_num_batched_tokens
+        + 3 * info.num_slots * (max_blocks + 1)
+    )

@@ -1,0 +1,83 @@
+"""The GPU engine under the scheduler: small random models in float32 give transformers' greedy tokens."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tools.pipeline import Pipeline
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from octavo.services.executor.load import load_engine
+from octavo.shared.config import Config
+from octavo.shared.process import Stopwatch
+from octavo.shared.sampling import SamplingParams
+
+pytestmark = pytest.mark.gpu
+COMMON: dict[str, Any] = {
+    "vocab_size": 1000,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.1,
+}
+GEMMA3 = {
+    "sliding_window": 70,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "query_pre_attn_scalar": 64,
+}
+CASES = [("llama", {}), ("qwen3", {}), ("gemma3_text", GEMMA3), ("qwen2", {}), ("phi3", {}), ("cohere", {})]
+NUM_TOKENS = 80
+GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0)
+
+
+@pytest.mark.parametrize("model_type, changes", CASES, ids=[name for name, _ in CASES])
+def test_greedy_equals_transformers(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    config = CONFIG_MAPPING[model_type](**{**COMMON, **changes})
+    theirs = AutoModelForCausalLM.from_config(config).float().eval()
+    theirs.save_pretrained(tmp_path)
+    theirs.cuda()
+    rng = random.Random(2)
+    prompts = [[rng.randrange(1000) for _ in range(length)] for length in (1, 2, 63, 64, 65, 130, 300, 700, 9)]
+
+    engine = load_engine(
+        Config(model=str(tmp_path), device="cuda", dtype="float32", max_num_seqs=8, max_num_batched_tokens=256,
+               num_kv_blocks=64, max_model_len=1024), Stopwatch())  # fmt: skip
+    pipeline = Pipeline(engine)
+    first = pipeline.generate(prompts, GREEDY)
+    again = pipeline.generate(prompts, GREEDY)
+
+    assert first == again
+    assert pipeline.stats.prefix_hits > 0
+    for prompt, ours in zip(prompts, first, strict=True):
+        with torch.inference_mode():
+            logits = theirs(torch.tensor([prompt + ours], device="cuda")).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(ours, device="cuda")[:, None])[:, 0]
+        # Of all but equal logits either may be taken.
+        assert (logits.amax(1) - chosen).max() < 1e-3
+
+
+def test_a_seed_gives_the_same_tokens_in_any_batch(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**COMMON)).float().save_pretrained(tmp_path)
+    config = Config(
+        model=str(tmp_path), device="cuda", dtype="float32", max_num_seqs=8, max_num_batched_tokens=256,
+        num_kv_blocks=64, max_model_len=1024,
+    )  # fmt: skip
+    pipeline = Pipeline(load_engine(config, Stopwatch()))
+    params = SamplingParams(max_tokens=40, temperature=0.8, top_p=0.9, seed=5)
+    prompt = list(range(100))
+    alone = pipeline.generate([prompt], params)
+    among = pipeline.generate([prompt, [5] * 30, [7] * 200], params)
+    assert among[0] == alone[0]
+    assert len(set(map(tuple, among))) == 3
