@@ -1,8 +1,11 @@
 """Triton: attention of one new token a request over its pages; see `octavo.kernels.decode_attention` for the maths.
 
 Flash-decoding: each request's pages are cut into `splits` runs, each of which one program reduces to a partial
-output and its log-sum-exp; `_combine` joins them. All heads that share a kv head are rows of one program, so that
+output and its log-sum-exp; `_combine` joins them. All heads that share a kv head are columns of one program, so that
 keys and values are read once. Pages are read by the tensor memory accelerator: one page of one kv head is one box.
+
+What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
+gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
 
 source: Dao et al., Flash-Decoding (2023); Kwon et al. 2023 (PagedAttention), arXiv 2309.06180
 """
@@ -15,7 +18,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
 NUM_SMS = 132
-PROGRAMS_PER_SM = 4
+PROGRAMS_PER_SM = 2
+MOST_PROGRAMS = 128  # of one request: more cost more to join than they gain
+
+
+def page_boxes(cache: Tensor) -> TensorDescriptor:
+    """How the tensor memory accelerator reads a layer's keys or values, one page of one kv head at a time.
+
+    cache: [blocks, kv_heads, page, head_dim], contiguous.
+    """
+    page, head_dim = cache.shape[2:]
+    return TensorDescriptor.from_tensor(cache.view(-1, head_dim), [page, head_dim])
 
 
 def decode_attention(
@@ -36,7 +49,7 @@ def decode_attention(
 
     Args:
         q: [requests, heads, head_dim], contiguous.
-        keys, values: of one layer's cache [blocks * kv_heads * page, head_dim], in boxes of one page.
+        keys, values: of one layer's cache, see `page_boxes`.
         tables: [slots, max_blocks] int32.
         slots: [requests] int32, each request's row of `tables`.
         positions: [requests] int32, of the new token.
@@ -61,7 +74,7 @@ def decode_attention(
 def num_splits(requests: int, kv_heads: int) -> int:
     """A power of two that gives every multiprocessor some programs, however few requests there are."""
     wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (requests * kv_heads))
-    return min(64, 1 << (wanted.bit_length() - 1))
+    return min(64, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
 
 
 def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int:
@@ -94,36 +107,31 @@ def _decode(
     q = tl.load(q_ptr + heads[:, None] * DIM + dim[None, :], mask=row[:, None] < GROUP, other=0.0)
     peak = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIM], tl.float32)
+    sums = tl.zeros([DIM, ROWS], tl.float32)
+    qt = tl.trans(q)
 
-    # Pages that are seen whole, then those that are not: what lies behind a request's end may be anything, NaN too.
-    whole_low = tl.cdiv(first, PAGE)
-    if WINDOW:
-        for page in range(low, tl.minimum(whole_low, high)):
-            block = tl.load(table + page)
-            peak, total, sums = _attend_page(
-                q, keys, values, block, kv_head, page * PAGE + offset, first, length, peak, total, sums, scale, softcap,
-                KV_HEADS, PAGE, SOFTCAP, True,
-            )  # fmt: skip
-        low = tl.maximum(low, tl.minimum(whole_low, high))
-    whole_high = tl.minimum(high, length // PAGE)
-    block = tl.load(table + low, mask=low < whole_high, other=0)
-    for page in tl.range(low, whole_high, num_stages=STAGES):
-        next_block = tl.load(table + page + 1, mask=page + 1 < whole_high, other=0)
-        peak, total, sums = _attend_page(
-            q, keys, values, block, kv_head, page * PAGE + offset, first, length, peak, total, sums, scale, softcap,
-            KV_HEADS, PAGE, SOFTCAP, False,
-        )  # fmt: skip
-        block = next_block
-    for page in range(tl.maximum(low, whole_high), high):
-        block = tl.load(table + page)
-        peak, total, sums = _attend_page(
-            q, keys, values, block, kv_head, page * PAGE + offset, first, length, peak, total, sums, scale, softcap,
-            KV_HEADS, PAGE, SOFTCAP, True,
-        )  # fmt: skip
+    # The number of the next page's block is read while this page is: a load that waits for another is not pipelined.
+    block = tl.load(table + low, mask=low < high, other=0)
+    for page in tl.range(low, high, num_stages=STAGES):
+        place = (block * KV_HEADS + kv_head) * PAGE
+        block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
+        k = keys.load([place, 0])
+        scores = tl.dot(k, qt, input_precision="ieee") * scale
+        if SOFTCAP:
+            # softcap * tanh(x / softcap)
+            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * 1.4426950408889634 * scores / softcap)))
+        seen = (page * PAGE + offset >= first) & (page * PAGE + offset < length)
+        scores = tl.where(seen[:, None], scores, NEVER)
+        v = values.load([place, 0])
+        new_peak = tl.maximum(peak, tl.max(scores, 0))
+        weights = tl.exp2(scores - new_peak[None, :])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, 0)
+        sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
+        peak = new_peak
 
     divisor = tl.where(total > 0, total, 1.0)
-    sums = sums / divisor[:, None]
+    sums = tl.trans(sums / divisor[None, :])
     if SPLITS == 1:
         tl.store(
             out_ptr + heads[:, None] * DIM + dim[None, :], sums.to(out_ptr.dtype.element_ty), mask=row[:, None] < GROUP
@@ -132,31 +140,6 @@ def _decode(
         place = heads * SPLITS + split
         tl.store(partial_ptr + place.to(tl.int64)[:, None] * DIM + dim[None, :], sums, mask=row[:, None] < GROUP)
         tl.store(lse_ptr + place, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
-
-
-@triton.jit
-def _attend_page(
-    q, keys, values, block, kv_head, position, first, length, peak, total, sums, scale, softcap,
-    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """The running softmax over one more page."""
-    place = (block * KV_HEADS + kv_head) * PAGE
-    k = keys.load([place, 0])
-    scores = tl.dot(q, k.T, input_precision="ieee") * scale
-    if SOFTCAP:
-        # softcap * tanh(x / softcap), in units of log2
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * 1.4426950408889634 * scores / softcap)))
-    v = values.load([place, 0])
-    if MASKED:
-        seen = (position >= first) & (position < length)
-        scores = tl.where(seen[None, :], scores, NEVER)
-        v = tl.where(seen[:, None], v, 0.0)
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_peak[:, None])
-    shrink = tl.exp2(peak - new_peak)
-    total = total * shrink + tl.sum(weights, 1)
-    sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
-    return new_peak, total, sums
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Triton: causal attention of chunks of new tokens over pages; see `octavo.kernels.prefill_attention` for the maths.
 
 One program computes a tile of a chunk's tokens for one head. Keys and values come a page at a time by the tensor
-memory accelerator. Pages that all of a tile's tokens see whole need no mask and are most of the work.
+memory accelerator. Pages that all of a tile's tokens see whole need no mask and are most of the work. What lies in a
+page behind a request's end must be a number, as for `decode_attention`.
 
 source: Dao 2023 (FlashAttention-2), arXiv 2307.08691
 """
@@ -15,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)
-TILE = 128  # tokens
+TILE = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def prefill_attention(
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
         chunks.tile_starts, out, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], TILE=TILE,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim <= 128 else 2, num_warps=8,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim <= 128 else 2,
+        num_warps=4 if head_dim <= 128 else 8,
     )  # fmt: skip
 
 
@@ -91,7 +93,7 @@ def _prefill(
     if WINDOW:
         for page in range(low, tl.minimum(whole_low, whole_high)):
             peak, sums_of_weights, sums = _attend_page(
-                q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset, total,
+                q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset,
                 peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
             )  # fmt: skip
         low = tl.minimum(tl.maximum(low, whole_low), whole_high)
@@ -99,13 +101,13 @@ def _prefill(
     for page in tl.range(low, whole_high, num_stages=STAGES):
         next_block = tl.load(table + page + 1, mask=page + 1 < whole_high, other=0)
         peak, sums_of_weights, sums = _attend_page(
-            q, keys, values, block, kv_head, position, page * PAGE + offset, total,
+            q, keys, values, block, kv_head, position, page * PAGE + offset,
             peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, False,
         )  # fmt: skip
         block = next_block
     for page in range(whole_high, tl.cdiv(end, PAGE)):
         peak, sums_of_weights, sums = _attend_page(
-            q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset, total,
+            q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset,
             peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
         )  # fmt: skip
     sums = sums / tl.where(sums_of_weights > 0, sums_of_weights, 1.0)[:, None]
@@ -114,7 +116,7 @@ def _prefill(
 
 @triton.jit
 def _attend_page(
-    q, keys, values, block, kv_head, position, others, total, peak, sums_of_weights, sums, scale, softcap,
+    q, keys, values, block, kv_head, position, others, peak, sums_of_weights, sums, scale, softcap,
     KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over one more page. position: of the tokens; others: of the page's."""
@@ -131,8 +133,6 @@ def _attend_page(
         if WINDOW:
             seen = seen & (others[None, :] > position[:, None] - WINDOW)
         scores = tl.where(seen, scores, NEVER)
-        # What lies behind a request's end may be anything, NaN too.
-        v = tl.where((others < total)[:, None], v, 0.0)
     new_peak = tl.maximum(peak, tl.max(scores, 1))
     weights = tl.exp2(scores - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)

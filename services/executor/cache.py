@@ -9,13 +9,13 @@ from torch import Tensor
 from octavo.services.executor.models.spec import Attention, Decoder
 from octavo.shared.errors import ModelError
 
-
 CPU = torch.device("cpu")
 
 
 class KvCache:
-    """All keys and values in one tensor, [layers, 2, blocks + 1, kv_heads, block_size, head_dim]:
-    what one head attends to in a block lies together.
+    """All keys and values in one tensor, [layers, 2, blocks + 1, kv_heads, block_size, head_dim].
+
+    So lies together what one head attends to in a block.
 
     The last block is the null block: it stays zero, and padded block tables point to it. A block is zeroed
     when a request gets it, so that nothing of its former owner, a NaN least of all, is ever read.

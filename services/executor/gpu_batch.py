@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from octavo.kernels.gpu.decode_attention import decode_attention, scratch_size
+from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 from octavo.kernels.gpu.qkv import split_qkv
 from octavo.services.executor.cache import KvCache, uniform_attention
@@ -18,7 +18,6 @@ from octavo.services.executor.models.decoder import Angles, AttentionLayer
 from octavo.services.executor.models.spec import Attention, Decoder
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Plan:
     table_slots: list[int] = field(default_factory=list)  # changes of block tables: slot, place in its table, block
     table_places: list[int] = field(default_factory=list)
     table_blocks: list[int] = field(default_factory=list)
+    fresh_blocks: list[int] = field(default_factory=list)  # to be zeroed: nothing of a former owner may be read
     slots: list[int] = field(default_factory=list)  # [rows]
     positions: list[int] = field(default_factory=list)  # [rows]
     token_ids: list[int] = field(default_factory=list)  # [rows of chunks]
@@ -43,8 +43,7 @@ class Plan:
 
 def plan_step(step: Step, slots: Slots) -> Plan:
     """Apply a step to `slots`, and move every slot on by what the step computes."""
-    slots.apply(step)
-    plan = Plan()
+    plan = Plan(fresh_blocks=slots.apply(step))
     for new in step.new:
         blocks = unpack(new.blocks).tolist()
         _change_table(plan, [new.slot] * len(blocks), range(len(blocks)), blocks)
@@ -94,9 +93,8 @@ class GpuCache:
         attention = uniform_attention(spec)
         self.keys, self.values = cache.keys, cache.values
         self.kv_heads = attention.kv_heads
-        box = [cache.block_size, attention.head_dim]
-        self.key_boxes = [TensorDescriptor.from_tensor(layer.view(-1, box[1]), box) for layer in cache.keys]
-        self.value_boxes = [TensorDescriptor.from_tensor(layer.view(-1, box[1]), box) for layer in cache.values]
+        self.key_boxes = [page_boxes(layer) for layer in cache.keys]
+        self.value_boxes = [page_boxes(layer) for layer in cache.values]
         device = cache.keys[0].device
         # The last row belongs to no slot: rows that only fill up a graph's batch write to the null block.
         self.tables = torch.full((num_slots + 1, max_blocks), cache.null_block, dtype=torch.int32, device=device)

@@ -6,6 +6,7 @@ decode at which positions; it learns the tokens later, while the next step alrea
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
-from octavo.shared.messages import ModelInfo, Step, StepResult, pack
+from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack
 from octavo.shared.sampling import SamplingParams
 
 RING = 4  # steps whose pinned memory may be in use; more than are ever in flight
@@ -36,7 +37,7 @@ class Launched:
 
     @property
     def is_done(self) -> bool:
-        return self.event.query()
+        return bool(self.event.query())  # type: ignore[no-untyped-call]  # torch's own
 
     def result(self) -> StepResult:
         """Waits for it."""
@@ -56,7 +57,7 @@ class GpuEngine:
     def __init__(self, model: DecoderModel, info: ModelInfo, device: torch.device) -> None:
         self.info = info
         self._model = model
-        cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, device)
+        cache = self._kv = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, device)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, cache.null_block)
         self._cache = GpuCache(model.spec, cache, info.num_slots, max_blocks)
@@ -68,8 +69,8 @@ class GpuEngine:
         self._results = [torch.zeros(info.num_slots, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._turn = 0
         self._graphs: dict[int, _Graph] = {}
-        self._pool: object = None
-        self._stream = torch.cuda.Stream(device)
+        self._pool: Any = None
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def reset(self) -> None:
         """Forget every slot."""
@@ -93,13 +94,21 @@ class GpuEngine:
             self._draw(plan.sampled_slots, logits, tokens)
             host = self._results[self._turn][: len(plan.sampled_slots)]
             host.copy_(tokens, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             event.record()
         return Launched(step, plan.sampled_slots, host, event)
 
     @torch.inference_mode()
-    def capture(self, batches: Iterable[int] | None = None) -> None:
-        """Record the graphs of these batch sizes, or of all, before they are needed."""
+    def warm_up(self, batches: Iterable[int] | None = None) -> None:
+        """Compile all kernels, and record the graphs of these batch sizes, or of all, before they are needed."""
+        length = min(2 * self.info.block_size + 1, self.info.max_model_len - 1)
+        blocks = pack(range(-(-length // self.info.block_size)))
+        params = SamplingParams(max_tokens=2, temperature=0.0)
+        new = [NewRequest(slot, pack([0] * length), 0, blocks, params) for slot in range(min(2, self.info.num_slots))]
+        for number, request in enumerate(new):  # the second one beside a request that decodes
+            chunk = pack([request.slot])
+            self.run(Step(0, number, new=[request], chunk_slots=chunk, chunk_lengths=pack([length])))
+        self.reset()
         for batch in sorted(batches or batch_sizes(self.info.num_slots), reverse=True):
             with torch.cuda.stream(self._stream):
                 self._graph(batch)
@@ -173,15 +182,17 @@ class GpuEngine:
 
         With a stride the sections begin at its multiples, else each behind the one before. Returns their views.
         """
-        changes = [plan.table_slots, plan.table_places, plan.table_blocks] if plan.table_slots else []
-        starts, values = [], []
-        for section in sections:
-            if stride is not None:
-                values += [0] * (len(starts) * stride - len(values))
-            starts.append(len(values))
-            values += section
-        for section in changes:
-            starts.append(len(values))
+        changes = [plan.table_slots, plan.table_places, plan.table_blocks, plan.fresh_blocks]
+        changes = changes if plan.table_slots else []
+        starts: list[int] = []
+        values: list[int] = []
+        for section in sections + changes:
+            # All begin at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
+            place = -(-len(values) // 4) * 4
+            if stride is not None and len(starts) < len(sections):
+                place = len(starts) * stride
+            values += [0] * (place - len(values))
+            starts.append(place)
             values += section
         staging = self._staging[self._turn][: len(values)]
         staging.copy_(torch.tensor(values, dtype=torch.int32))
@@ -191,8 +202,9 @@ class GpuEngine:
             for start, section in zip(starts, sections + changes, strict=True)
         ]
         if changes:
-            slots, places, blocks = views[-3:]
+            slots, places, blocks, fresh = views[-4:]
             self._cache.tables[slots.long(), places.long()] = blocks
+            self._kv.clear(fresh.long())
         return views[: len(sections)]
 
     def _draw(self, slots: list[int], logits: Tensor, tokens: Tensor) -> None:
@@ -201,11 +213,10 @@ class GpuEngine:
         drawn = [(row, each) for row, each in enumerate(params) if each is not None and not each.is_greedy]
         if drawn:
             rows = torch.tensor([row for row, _ in drawn], device=logits.device)
-            chosen = _sample(
-                logits[rows], [each for _, each in drawn], [self._slots.num_computed[slots[row]] for row, _ in drawn]
-            )
-            tokens[rows] = chosen.int()
-            self._last[torch.tensor([slots[row] for row, _ in drawn], device=logits.device)] = chosen.int()
+            positions = [self._slots.num_computed[slots[row]] for row, _ in drawn]
+            chosen = _sample(logits[rows], [each for _, each in drawn], positions).int()
+            tokens[rows] = chosen
+            self._last[torch.tensor([slots[row] for row, _ in drawn], device=logits.device)] = chosen
 
 
 def _sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
@@ -236,10 +247,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
-    """The most that a step uploads, in int32: rows of all kinds, and a block table for every slot."""
-    return (
-        3 * info.max_num_batched_tokens
-        + 9 * info.num_slots
-        + 2 * info.max_num_batched_tokens
-        + 3 * info.num_slots * (max_blocks + 1)
-    )
+    """The most that a step uploads, in int32: rows of all kinds, and a block table for every slot; and gaps."""
+    return 5 * info.max_num_batched_tokens + info.num_slots * (9 + 4 * (max_blocks + 1)) + 64

@@ -133,14 +133,13 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     dtype = _choose_dtype(config, model_config)
     named = _read_named(config, files, family, model_config, spec, dtype, device)
     limit = config.max_model_len or int(
-        model_config.get("max_position_embeddings") or model_config.get("n_positions") or DEFAULT_MAX_LEN
+        model_config.get("max_position_embeddings") or model_config.get("n_positions") or DEFAULT_MAX_LEN  # type: ignore[call-overload]  # JSON
     )
     model = DecoderModel(spec, named, dtype, limit)
     del named
     torch.cuda.synchronize()
-    watch.report(
-        "weights", detail=f"{torch.cuda.memory_allocated() / 2**30:.1f} GiB as {str(dtype).removeprefix('torch.')}"
-    )
+    num_bytes, name = torch.cuda.memory_allocated(), str(dtype).removeprefix("torch.")
+    watch.report("weights", detail=f"{num_bytes / 2**30:.1f} GiB as {name}")
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     block_size = config.block_size or GPU_BLOCK_SIZE
     per_block = bytes_per_block(spec, block_size, dtype)
@@ -157,11 +156,11 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
         num_slots=num_slots,
         max_num_batched_tokens=num_tokens,
         device="cuda",
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=name,
     )
     engine = GpuEngine(model, info, device)
     watch.report("model", detail=f"{num_blocks * block_size} tokens of KV")
-    engine.capture()
+    engine.warm_up()
     watch.report("graphs")
     return engine
 

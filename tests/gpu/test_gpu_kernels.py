@@ -1,4 +1,7 @@
-"""The Triton kernels on a GPU against the formulas in float64 on the same inputs, with NaN where nothing may be read."""
+"""The Triton kernels on a GPU against the formulas in float64 on the same inputs.
+
+Blocks of others hold NaN. What lies behind a request's end in its own last page is a number, by contract, but large.
+"""
 
 import math
 
@@ -25,10 +28,10 @@ def close(out: Tensor, reference: Tensor) -> None:
 
 
 class Paged:
-    """Random keys and values of requests, in pages in random order; NaN everywhere else."""
+    """Random keys and values of requests, in pages in random order."""
 
     def __init__(self, lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype, page: int = PAGE) -> None:
-        from triton.tools.tensor_descriptor import TensorDescriptor
+        from octavo.kernels.gpu.decode_attention import page_boxes
 
         most = -(-max(lengths) // page)
         blocks = torch.randperm(len(lengths) * most + 3)[: len(lengths) * most].view(len(lengths), most)
@@ -44,16 +47,14 @@ class Paged:
                 dense.append(values.double())
                 for start in range(0, length, page):
                     some = values[start : start + page].transpose(0, 1)
+                    cache[int(blocks[request, start // page])] = 1e4
                     cache[int(blocks[request, start // page]), :, : some.shape[1]] = some
         self.keys, self.values = caches
-        boxes = [TensorDescriptor.from_tensor(cache.view(-1, dim), [page, dim]) for cache in caches]
-        self.key_boxes, self.value_boxes = boxes
+        self.key_boxes, self.value_boxes = (page_boxes(cache) for cache in caches)
         self.tables, self.slots = self.tables.cuda(), self.slots.cuda()
 
 
-def attend(
-    q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """The last len(q) positions of one request; q [n, heads, dim], keys and values [length, kv_heads, dim], float64."""
     group = q.shape[1] // keys.shape[1]
     keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
@@ -124,9 +125,7 @@ def test_prefill_attention(
     columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
     on_device = [torch.tensor(each, dtype=torch.int32, device="cuda") for each in columns]
     chunks = Chunks(*on_device[:3], paged.slots, *on_device[3:])
-    prefill_attention(
-        q, paged.key_boxes, paged.value_boxes, paged.tables, chunks, out, kv_heads, 0.1, window, softcap
-    )
+    prefill_attention(q, paged.key_boxes, paged.value_boxes, paged.tables, chunks, out, kv_heads, 0.1, window, softcap)
     assert out[:first].isnan().all()
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         some = slice(row, row + length)
@@ -177,6 +176,26 @@ def test_rms_norm_and_gated(rows: int, size: int, dtype: torch.dtype) -> None:
     close(rms_norm.rms_norm(x[:, :size], weight, 1e-6), rms_norm.reference(x[:, :size], weight, 1e-6).double())
     for act in ("silu", "gelu_pytorch_tanh"):
         close(activation.gated(x, act), activation.reference(x.double(), act).double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs, inputs", [(4096, 1024), (1, 128), (1027, 3072), (300, 12288), (5000, 640)])
+def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    from octavo.kernels import activation, rms_norm
+    from octavo.kernels.gpu.linear import one_row_linear
+
+    weight = torch.randn(outputs, inputs, device="cuda").to(dtype)
+    x, residual = torch.randn(1, 2 * inputs, device="cuda").to(dtype), torch.randn(1, outputs, device="cuda").to(dtype)
+    norm_weight = torch.rand(inputs, device="cuda").to(dtype)
+    half, double = x[:, :inputs].contiguous(), x.double()
+    close(one_row_linear(half, weight), half.double() @ weight.double().T)
+    close(one_row_linear(half, weight, residual), half.double() @ weight.double().T + residual)
+    for its_weight in (norm_weight, None):
+        normed = rms_norm.reference(half.double(), None if its_weight is None else its_weight.double(), 1e-6).double()
+        close(one_row_linear(half, weight, None, "norm", its_weight, 1e-6), normed @ weight.double().T)
+    for kind, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
+        gated = activation.reference(double, act).double()
+        close(one_row_linear(x, weight, residual, kind), gated @ weight.double().T + residual)  # type: ignore[arg-type]  # a literal
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

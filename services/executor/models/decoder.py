@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.activation import gated, plain
-from octavo.kernels.rms_norm import rms_norm
+from octavo.kernels.activation import plain
 from octavo.kernels.rope import rope, tables
 from octavo.services.executor.models.linear import Linear, can_pack
+from octavo.services.executor.models.norm import NormLayer
 from octavo.services.executor.models.rope import frequencies
 from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, NormPlace, Rope
 
@@ -53,21 +53,11 @@ class Weights:
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return Linear(weight.contiguous(), bias, packed=self._pack and can_pack(weight))
 
-    def norm(self, name: str, spec: Norm) -> "NormLayer":
+    def norm(self, name: str, spec: Norm) -> NormLayer:
         weight = self.get(f"{name}.weight") if spec.weight else None
         if weight is not None and spec.kind.endswith("plus_one"):
             weight = (self._named[f"{name}.weight"].float() + 1).to(self.dtype)
         return NormLayer(spec, weight, self.get(f"{name}.bias") if spec.bias else None)
-
-
-class NormLayer:
-    def __init__(self, spec: Norm, weight: Tensor | None, bias: Tensor | None) -> None:
-        self.spec, self.weight, self.bias = spec, weight, bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.spec.kind.startswith("rms"):
-            return rms_norm(x, self.weight, self.spec.eps)
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.spec.eps)
 
 
 class AttentionLayer:
@@ -79,10 +69,18 @@ class AttentionLayer:
         self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
 
-    def __call__(self, x: Tensor, residual: Tensor | None, layer: int, angles: "Angles", attend: Attend) -> Tensor:
-        """residual: added to the output, if there is one."""
+    def __call__(
+        self,
+        x: Tensor,
+        norm: NormLayer | None,
+        residual: Tensor | None,
+        layer: int,
+        angles: "Angles",
+        attend: Attend,
+    ) -> Tensor:
+        """norm: of x, if there is one. residual: added to the output, if there is one."""
         spec = self.spec
-        qkv = self.qkv(x)
+        qkv = self.qkv(x, norm=norm)
         if (attended := attend.of_qkv(layer, qkv, self, angles)) is not None:
             return self.out(attended.flatten(1), residual)
         if spec.clip_qkv:
@@ -117,11 +115,13 @@ class MlpLayer:
         names = [f"{prefix}.gate", f"{prefix}.up"] if spec.gated else [f"{prefix}.up"]
         self.up = weights.merged(*names, has_bias=spec.bias)
         self.down = weights.merged(f"{prefix}.down", has_bias=spec.bias)
-        self.activate = gated if spec.gated else plain
 
-    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """residual: added to the output, if there is one."""
-        return self.down(self.activate(self.up(x), self.spec.act), residual)
+    def __call__(self, x: Tensor, norm: NormLayer | None, residual: Tensor | None) -> Tensor:
+        """norm: of x, if there is one. residual: added to the output, if there is one."""
+        up = self.up(x, norm=norm)
+        if self.spec.gated:
+            return self.down(up, residual, gate=self.spec.act)
+        return self.down(plain(up, self.spec.act), residual)
 
 
 class DecoderLayer:
@@ -133,11 +133,19 @@ class DecoderLayer:
         self.norms = {name: weights.norm(f"{prefix}.{name}_norm", decoder.norm) for name in spec.norms}
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
-        h = self._norm("attn", x)
-        beside = self._norm("mlp", x) if self.spec.parallel and "mlp" in self.norms else h  # before x is overwritten
-        attended = self._add("attn_out", x, lambda residual: self.attention(h, residual, self.index, angles, attend))
-        normed = beside if self.spec.parallel else self._norm("mlp", attended)
-        return self._add("mlp_out", attended, lambda residual: self.mlp(normed, residual))
+        norms = self.norms
+        if self.spec.parallel:
+            # Both read x before either is added to it.
+            h = self._norm("attn", x)
+            beside = self._norm("mlp", x) if "mlp" in norms else h
+            attended = self._add(
+                "attn_out", x, lambda residual: self.attention(h, None, residual, self.index, angles, attend)
+            )
+            return self._add("mlp_out", attended, lambda residual: self.mlp(beside, None, residual))
+        attended = self._add(
+            "attn_out", x, lambda residual: self.attention(x, norms.get("attn"), residual, self.index, angles, attend)
+        )
+        return self._add("mlp_out", attended, lambda residual: self.mlp(attended, norms.get("mlp"), residual))
 
     def _norm(self, name: NormPlace, x: Tensor) -> Tensor:
         norm = self.norms.get(name)
@@ -216,7 +224,7 @@ class DecoderModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab], in the model's dtype."""
-        logits = self.head(self.norm(hidden))
+        logits = self.head(hidden, norm=self.norm)
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap

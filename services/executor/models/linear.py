@@ -4,18 +4,25 @@ Measured on CPUs (bfloat16): one row is fastest as plain dot products, which rea
 speed; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than oneDNN packing it every time.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.kernels.activation import gated
 from octavo.kernels.linear import MOST_ROWS, few_rows_linear
+from octavo.services.executor.models.norm import NormLayer
 
+# Activations that the GPU's kernel for one row knows.
+GATES: dict[str, Literal["silu", "gelu"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 PACK_ROWS = 32  # rows the packed form is laid out for
 
 
 class Linear:
     """y = x weight^T + bias + residual, x [rows, in], weight [out, in], residual [rows, out].
 
+    A norm or an activation that comes before it may be given along: where there is a kernel for the whole, one does it.
     The residual may be overwritten, and is then what is returned.
     """
 
@@ -24,7 +31,16 @@ class Linear:
         self.bias = bias
         self._packed = _pack(weight) if packed else None
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, residual: Tensor | None = None, norm: NormLayer | None = None, gate: str | None = None
+    ) -> Tensor:
+        """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
+        if x.is_cuda and (row := self._of_one_row(x, residual, norm, gate)) is not None:
+            return row
+        if norm is not None:
+            x = norm(x)
+        if gate is not None:
+            x = gated(x, gate)
         if x.is_cuda and residual is not None and self.bias is None:
             return residual.addmm_(x, self.weight.t())
         if x.shape[0] <= MOST_ROWS:
@@ -38,6 +54,21 @@ class Linear:
         else:
             product = ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return product
+
+    def _of_one_row(
+        self, x: Tensor, residual: Tensor | None, norm: NormLayer | None, gate: str | None
+    ) -> Tensor | None:
+        from octavo.kernels.gpu.linear import fits, one_row_linear
+
+        if not fits(x, self.weight) or self.bias is not None:
+            return None
+        if norm is not None:
+            if norm.bias is not None or not norm.spec.kind.startswith("rms"):
+                return None
+            return one_row_linear(x, self.weight, residual, "norm", norm.weight, norm.spec.eps)
+        if gate is not None and gate not in GATES:
+            return None
+        return one_row_linear(x, self.weight, residual, GATES[gate] if gate else "")
 
 
 def can_pack(weight: Tensor) -> bool:

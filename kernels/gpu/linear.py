@@ -1,0 +1,97 @@
+"""Triton: a linear layer of one row, with what comes before and after it: y = f(x) weight^T + residual.
+
+One row reads every weight once and does little with it: the bytes of the weight are the floor, and for a small layer a
+launch more costs as much as the layer. f is nothing, an RMS norm (its factor is applied to the sums, so that x is read
+once), or the activation of a gated MLP.
+"""
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Kind = Literal["", "norm", "silu", "gelu"]
+KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
+NUM_SMS = 132
+LEAST_DEPTH = 128
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `one_row_linear` is for these."""
+    return x.is_cuda and len(x) == 1 and x.is_contiguous() and weight.shape[1] % LEAST_DEPTH == 0
+
+
+def one_row_linear(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    kind: Kind = "",
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """All tensors are contiguous and of one dtype.
+
+    Args:
+        x: [1, inputs]; for "silu" and "gelu" (its tanh form) [1, 2 * inputs], the gate first.
+        weight: [outputs, inputs], inputs a multiple of LEAST_DEPTH.
+        residual: [1, outputs] or None.
+        norm_weight: [inputs], for "norm"; None: the norm has no weight.
+
+    Returns: [1, outputs] in the dtype of x; sums are float32.
+    """
+    outputs, inputs = weight.shape
+    out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
+    at_once, depth = _tile(outputs, inputs)
+    _one_row[(triton.cdiv(outputs, at_once),)](
+        x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual, out, outputs, eps,
+        INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
+        HAS_RESIDUAL=residual is not None, STAGES=5, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _tile(outputs: int, inputs: int) -> tuple[int, int]:
+    """Outputs of one program, and inputs that it takes at a time; measured on an H200."""
+    depth = 1024 if inputs % 1024 == 0 and inputs <= 4096 else 512
+    while inputs % depth:
+        depth //= 2
+    at_once = 8
+    while at_once > 2 and outputs < at_once * 4 * NUM_SMS:
+        at_once //= 2
+    return at_once, depth
+
+
+@triton.jit
+def _one_row(
+    x_ptr, weight_ptr, norm_ptr, residual_ptr, out_ptr, outputs, eps,
+    INPUTS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid: runs of AT_ONCE outputs."""
+    n = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
+    depth = tl.arange(0, DEPTH)
+    is_in = n < outputs
+    weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
+    sums = tl.zeros([AT_ONCE, DEPTH], tl.float32)
+    squares = tl.zeros([DEPTH], tl.float32)
+    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
+        w = tl.load(weights + start, mask=is_in[:, None], other=0.0)
+        x = tl.load(x_ptr + start + depth).to(tl.float32)
+        if KIND == 1:
+            squares += x * x
+            if HAS_WEIGHT:
+                x = x * tl.load(norm_ptr + start + depth).to(tl.float32)
+        if KIND >= 2:
+            up = tl.load(x_ptr + INPUTS + start + depth).to(tl.float32)
+            # gelu's tanh form is x * sigmoid(2 u)
+            u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if KIND == 3 else x
+            x = x / (1.0 + tl.exp(-u)) * up
+        sums += w.to(tl.float32) * x[None, :]
+    y = tl.sum(sums, 1)
+    if KIND == 1:
+        y = y * tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
+    if HAS_RESIDUAL:
+        y += tl.load(residual_ptr + n, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=is_in)
