@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.gpu.overlap import OVERLAP
+
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
 NUM_SMS = 132
@@ -63,11 +65,11 @@ def decode_attention(
         q, keys, values, tables, slots, positions, out, scratch, scratch[rows * head_dim :],
         scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], SPLITS=splits,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
         _combine[(requests * heads,)](
-            scratch, scratch[rows * head_dim :], out, DIM=head_dim, SPLITS=splits, num_warps=2
+            scratch, scratch[rows * head_dim :], out, DIM=head_dim, SPLITS=splits, num_warps=2, **OVERLAP
         )
 
 
@@ -87,9 +89,12 @@ def _decode(
     q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
     scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits. scale is in units of log2, softcap too."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -143,8 +148,11 @@ def _decode(
 
 
 @triton.jit
-def _combine(partial_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.constexpr):
+def _combine(partial_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: requests * heads. A split without pages has the log-sum-exp NEVER and weighs nothing."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, DIM)
     lse = tl.load(lse_ptr + row * SPLITS + split)

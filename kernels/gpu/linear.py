@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.gpu.overlap import OVERLAP
+
 Kind = Literal["", "norm", "silu", "gelu"]
 KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
 NUM_SMS = 132
@@ -47,7 +49,7 @@ def one_row_linear(
     _one_row[(triton.cdiv(outputs, at_once),)](
         x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual, out, outputs, eps,
         INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, STAGES=5, num_warps=4,
+        HAS_RESIDUAL=residual is not None, STAGES=5, num_warps=4, **OVERLAP,
     )  # fmt: skip
     return out
 
@@ -67,27 +69,23 @@ def _tile(outputs: int, inputs: int) -> tuple[int, int]:
 def _one_row(
     x_ptr, weight_ptr, norm_ptr, residual_ptr, out_ptr, outputs, eps,
     INPUTS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: runs of AT_ONCE outputs."""
     n = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
     depth = tl.arange(0, DEPTH)
     is_in = n < outputs
     weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
-    sums = tl.zeros([AT_ONCE, DEPTH], tl.float32)
-    squares = tl.zeros([DEPTH], tl.float32)
-    for start in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
+    # The first weights are on their way while the kernel before still makes x.
+    w = tl.load(weights, mask=is_in[:, None], other=0.0)
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    x, squares = _before(x_ptr + depth, norm_ptr + depth, tl.zeros([DEPTH], tl.float32), INPUTS, KIND, HAS_WEIGHT)
+    sums = w.to(tl.float32) * x[None, :]
+    for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
         w = tl.load(weights + start, mask=is_in[:, None], other=0.0)
-        x = tl.load(x_ptr + start + depth).to(tl.float32)
-        if KIND == 1:
-            squares += x * x
-            if HAS_WEIGHT:
-                x = x * tl.load(norm_ptr + start + depth).to(tl.float32)
-        if KIND >= 2:
-            up = tl.load(x_ptr + INPUTS + start + depth).to(tl.float32)
-            # gelu's tanh form is x * sigmoid(2 u)
-            u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if KIND == 3 else x
-            x = x / (1.0 + tl.exp(-u)) * up
+        x, squares = _before(x_ptr + start + depth, norm_ptr + start + depth, squares, INPUTS, KIND, HAS_WEIGHT)
         sums += w.to(tl.float32) * x[None, :]
     y = tl.sum(sums, 1)
     if KIND == 1:
@@ -95,3 +93,19 @@ def _one_row(
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + n, mask=is_in, other=0.0).to(tl.float32)
     tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _before(x_ptr, norm_ptr, squares, INPUTS: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+    """f of some inputs, and the sum of squares so far."""
+    x = tl.load(x_ptr).to(tl.float32)
+    if KIND == 1:
+        squares += x * x
+        if HAS_WEIGHT:
+            x = x * tl.load(norm_ptr).to(tl.float32)
+    if KIND >= 2:
+        up = tl.load(x_ptr + INPUTS).to(tl.float32)
+        # gelu's tanh form is x * sigmoid(2 u)
+        u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if KIND == 3 else x
+        x = x / (1.0 + tl.exp(-u)) * up
+    return x, squares

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.gpu.overlap import OVERLAP
+
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)
 TILE = 64  # tokens
@@ -55,7 +57,7 @@ def prefill_attention(
         chunks.tile_starts, out, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], TILE=TILE,
         WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim <= 128 else 2,
-        num_warps=4 if head_dim <= 128 else 8,
+        num_warps=4 if head_dim <= 128 else 8, **OVERLAP,
     )  # fmt: skip
 
 
@@ -64,9 +66,12 @@ def _prefill(
     q_ptr, keys, values, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr, tile_starts_ptr,
     out_ptr, scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles, heads. scale and softcap are in units of log2."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     tile, head = tl.program_id(0), tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
     chunk = tl.load(tile_chunks_ptr + tile)

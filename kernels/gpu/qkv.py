@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.gpu.overlap import OVERLAP
+
 HEADS_AT_ONCE = 8
 
 
@@ -46,6 +48,7 @@ def split_qkv(
         q_weight if q_weight is not None else qkv, k_weight if k_weight is not None else qkv, eps, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, TURNED=cos.shape[-1], PAGE=page, INTERLEAVED=interleaved,
         HAS_NORM=q_weight is not None, AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim * HEADS_AT_ONCE >= 1024 else 2,
+        **OVERLAP,
     )  # fmt: skip
     return q
 
@@ -55,9 +58,12 @@ def _split_qkv(
     qkv_ptr, q_ptr, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr,
     q_weight_ptr, k_weight_ptr, eps, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, AT_ONCE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, DIM)
     is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.gpu.overlap import OVERLAP
+
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x: [..., size], its rows at one stride; weight: [size] or None."""
@@ -14,16 +16,20 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     block = triton.next_power_of_2(size)
     _rms_norm[(len(rows),)](
         rows, weight if weight is not None else x, out, rows.stride(0), eps,
-        SIZE=size, BLOCK=block, HAS_WEIGHT=weight is not None, num_warps=min(8, max(1, block // 512)),
+        SIZE=size, BLOCK=block, HAS_WEIGHT=weight is not None, num_warps=min(8, max(1, block // 512)), **OVERLAP,
     )  # fmt: skip
     return out.view(x.shape)
 
 
 @triton.jit
 def _rms_norm(
-    x_ptr, weight_ptr, out_ptr, stride, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHT: tl.constexpr
-):
+    x_ptr, weight_ptr, out_ptr, stride, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """Grid: rows."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
     x = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)

@@ -1,0 +1,14 @@
+"""Programmatic dependent launch: a kernel starts while the one before it still runs, and waits where it must.
+
+Every kernel here says at its beginning that the next one may start, and waits before it touches anything that an
+earlier kernel reads or writes. Before that it may read what no kernel of a step writes, the weights above all. Since
+each one waits for the whole of the one before, the order of all effects is that of plain launches.
+
+source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; compute capability 9.0
+"""
+
+import torch
+
+HAS_OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+OVERLAP = {"OVERLAP": HAS_OVERLAP, "launch_pdl": HAS_OVERLAP}
+"""For the launch of a kernel that has the parameter OVERLAP."""
