@@ -1,6 +1,6 @@
 """Offline throughput of scheduler and executor, joined as in `octavo serve`: all requests of a workload at once.
 
-    python benchmarks/throughput.py --workload single mixed -- MODEL --device cuda --load-format dummy
+    python -m benchmarks.throughput --workload single mixed -- MODEL --device cuda --load-format dummy
 
 What follows -- are flags of `octavo serve`. Greedy, the end of a sequence is ignored. One JSON line a trial, with the
 time from the first request's sending to the last one's last token. Trials share no prefix cache.

@@ -29,7 +29,8 @@ OURS: dict[str, set[str]] = {
 
 # Third parties, imported at the top or within a function.
 THIRD_PARTIES = {
-    "kernels": {"torch", "triton"},
+    "kernels": {"torch"},
+    "kernels.gpu": {"torch", "triton"},
     "kernels.loops": {"numba", "llvmlite", "numpy"},
     "shared": {"msgspec"},
     "shared.transport": {"msgspec", "zmq"},

@@ -60,7 +60,7 @@ def _tile(outputs: int, inputs: int) -> tuple[int, int]:
     while inputs % depth:
         depth //= 2
     at_once = 8
-    while at_once > 2 and outputs < at_once * 4 * NUM_SMS:
+    while at_once > 2 and outputs < at_once * 3 * NUM_SMS:
         at_once //= 2
     return at_once, depth
 

@@ -56,7 +56,7 @@ def prefill_attention(
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
         chunks.tile_starts, out, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], TILE=TILE,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim <= 128 else 2,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim * q.itemsize <= 256 else 2,
         num_warps=4 if head_dim <= 128 else 8, **OVERLAP,
     )  # fmt: skip
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16
 GPU_BLOCK_SIZE = 64
+MOST_HEAD_BYTES = 512  # of one key on a GPU: its pages in flight must fit into shared memory
+LEAST_CAPABILITY = (9, 0)
+"""Of a GPU: older ones have no tensor memory accelerator, and nobody has tried the kernels on them."""
 SIM_BLOCKS = 65_536
 SIM_VOCAB = 32_000
 DEFAULT_MAX_LEN = 32_768
@@ -121,7 +124,7 @@ def warm_up(engine: "Engine") -> None:
 def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     import torch
 
-    from octavo.services.executor.cache import bytes_per_block
+    from octavo.services.executor.cache import bytes_per_block, uniform_attention
     from octavo.services.executor.gpu_engine import GpuEngine
     from octavo.services.executor.models.decoder import DecoderModel
     from octavo.services.executor.models.families import build_spec
@@ -131,6 +134,9 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     model_config = read_config(files)
     family, spec = build_spec(model_config)
     dtype = _choose_dtype(config, model_config)
+    head_dim = uniform_attention(spec).head_dim
+    if head_dim not in (16, 32, 64, 128, 256) or head_dim * dtype.itemsize > MOST_HEAD_BYTES:
+        raise ModelError(f"no GPU kernel for heads of {head_dim} dimensions in {dtype}: use --device cpu")
     named = _read_named(config, files, family, model_config, spec, dtype, device)
     limit = config.max_model_len or int(
         model_config.get("max_position_embeddings") or model_config.get("n_positions") or DEFAULT_MAX_LEN  # type: ignore[call-overload]  # JSON
@@ -189,13 +195,16 @@ def _read_named(
 
 
 def choose_device(config: Config) -> str:
+    """ "cuda" or "cpu". Raises ConfigError if a GPU is asked for and none is there that the kernels run on."""
     import torch
 
-    if config.device == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch finds no CUDA device on this machine")
-        return "cuda"
-    return "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
+    if config.device == "cpu":
+        return "cpu"
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if config.device == "cuda" and capability < LEAST_CAPABILITY:
+        found = "compute capability {}.{}".format(*capability) if capability[0] else "no CUDA device on this machine"
+        raise ConfigError(f"--device cuda needs a GPU of compute capability 9.0 (Hopper) or newer; torch finds {found}")
+    return "cuda" if capability >= LEAST_CAPABILITY else "cpu"
 
 
 def _choose_dtype(config: Config, model_config: Mapping[str, Any]) -> "torch.dtype":

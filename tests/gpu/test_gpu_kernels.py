@@ -113,8 +113,8 @@ def test_prefill_attention(
 ) -> None:
     from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 
-    if dtype == torch.float32 and dim > 64:
-        pytest.skip("three pages of float32 do not fit into shared memory")
+    if dtype == torch.float32 and dim == 256:
+        pytest.skip("two pages of float32 do not fit into shared memory")
     lengths, totals = [1, 128, 129, 500, 64, 3, 900], [1, 128, 300, 563, 129, 800, 900]
     paged = Paged(totals, kv_heads, dim, dtype)
     first = 5  # rows of decoding requests, which must stay as they are
