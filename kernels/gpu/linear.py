@@ -49,18 +49,17 @@ def one_row_linear(
     _one_row[(triton.cdiv(outputs, at_once),)](
         x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual, out, outputs, eps,
         INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, STAGES=5, num_warps=4, **OVERLAP,
+        HAS_RESIDUAL=residual is not None, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     return out
 
 
 def _tile(outputs: int, inputs: int) -> tuple[int, int]:
     """Outputs of one program, and inputs that it takes at a time; measured on an H200."""
-    depth = 1024 if inputs % 1024 == 0 and inputs <= 4096 else 512
+    depth, at_once = 1024, 8
     while inputs % depth:
         depth //= 2
-    at_once = 8
-    while at_once > 2 and outputs < at_once * 3 * NUM_SMS:
+    while at_once > 1 and outputs < at_once * 2 * NUM_SMS:
         at_once //= 2
     return at_once, depth
 
