@@ -46,8 +46,10 @@ def find_loop(name: str, dtype: torch.dtype, device: torch.device) -> Loop | Non
         return None
     began = time.monotonic()
     try:
-        from octavo.kernels.loops import compile_loop
+        from octavo.kernels.loops import LOOPS, compile_loop
     except ImportError:
+        return None
+    if name not in LOOPS:
         return None
     element = str(dtype).removeprefix("torch.")
     try:

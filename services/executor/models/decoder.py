@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.kernels.activation import plain
 from octavo.kernels.rope import rope, tables
-from octavo.services.executor.models.linear import Linear, can_pack
+from octavo.services.executor.models.linear import Linear
 from octavo.services.executor.models.norm import NormLayer
 from octavo.services.executor.models.rope import frequencies
 from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, NormPlace, Rope
@@ -51,7 +51,7 @@ class Weights:
         return self.linear(weight, bias)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return Linear(weight.contiguous(), bias, packed=self._pack and can_pack(weight))
+        return Linear(weight.contiguous(), bias, packed=self._pack)
 
     def norm(self, name: str, spec: Norm) -> NormLayer:
         weight = self.get(f"{name}.weight") if spec.weight else None
@@ -185,7 +185,7 @@ class DecoderModel:
     Args:
         named: the weights by our names, of any float dtype.
         max_positions: the longest request, in tokens.
-        pack: keep a second copy of the weights, laid out for more than one row (bfloat16 on a CPU).
+        pack: keep a second copy of the weights where more than one row needs one (bfloat16 on a CPU without tiles).
     """
 
     def __init__(
