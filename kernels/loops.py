@@ -4,7 +4,8 @@ Each is whole in one file because numba's cache on disk notices changes of the f
 or in tile_loops.py. Each loop takes one argument, the address of a job: int64 words that `native.Loop.run` fills. The
 argument's type tells the element type of the tensors: float* for float32, uint16* for bfloat16. Word 0 counts
 the items that threads have taken; the others are sizes, strides in elements, addresses (0 for none) and bits
-of floats. Arithmetic is in float32.
+of floats. Word 1 is the number of rows or a multiple of it, and no other depends on that number: replay.py builds on
+it. Arithmetic is in float32.
 """
 
 # mypy: ignore-errors
@@ -21,6 +22,7 @@ from octavo.kernels.intrinsics import (
     advance,
     at,
     bits_of,
+    call,
     doubles,
     float_of,
     ints,
@@ -287,11 +289,22 @@ def _attend_block(query, sums, greatest, totals, weights, keys, key_stride, valu
             sums[i] += weight * load(value[i])
 
 
+def replay(raw):
+    """Other jobs, one after another: every thread takes part in each, and waits for all at its end. Words: jobs,
+    table of their words, bytes from job to job, addresses of their loops, a barrier of the threads or 0."""
+    job = words(raw)
+    for i in range(job[1]):
+        call(words(job[4])[i], job[2] + i * job[3])
+        if job[5] != 0:
+            call(job[5], 0)
+
+
 LOOPS = {
     "cache_write": cache_write,
     "decode_attention": decode_attention,
     "gated": gated,
     "linear": linear,
+    "replay": replay,
     "rms_norm": rms_norm,
     "rope": rope,
 }

@@ -178,6 +178,12 @@ class Angles:
         """Of all positions, [positions, 1, dim] each."""
         return self._by_rope[spec]
 
+    def move_to(self, positions: Tensor) -> None:
+        """Take other positions, no more than at first: what `of` gave has theirs in front, in the same memory."""
+        for spec, whole in self._by_rope.items():
+            for table, chosen in zip(whole, self.of(spec), strict=True):
+                torch.index_select(table, 0, positions, out=chosen[: len(positions)])
+
 
 class DecoderModel:
     """A spec with its weights.
@@ -212,15 +218,22 @@ class DecoderModel:
 
         token_ids, positions: [tokens] int64.
         """
+        x, angles = self.embedded(token_ids, positions), self.angles(positions)
+        for layer in self.layers:
+            x = layer(x, angles, attend)
+        return x
+
+    def embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """The first layer's input, [tokens, hidden]."""
         x = F.embedding(token_ids, self.embed)
         if self.spec.embed_scale != 1.0:
             x = x * self.spec.embed_scale
         if self.positions is not None:
             x = x + F.embedding(positions + self.spec.position_offset, self.positions)
-        angles = Angles(self._ropes, positions)
-        for layer in self.layers:
-            x = layer(x, angles, attend)
         return x
+
+    def angles(self, positions: Tensor) -> Angles:
+        return Angles(self._ropes, positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab], in the model's dtype."""
