@@ -1,9 +1,9 @@
 """A linear layer, and the choice of how a CPU multiplies it.
 
 Measured on CPUs (bfloat16): where there are matrix tiles, our loop on a weight packed for them is the fastest for any
-number of rows: twice as fast as oneDNN for 32, 1.3 times for 512. Elsewhere one row is fastest as plain dot products,
-which read the weight at memory's speed; for more, oneDNN on a weight packed once is 1.2 to 1.6 times faster than
-oneDNN packing it every time.
+number of rows: 1.6 times as fast as oneDNN for 8 and 32, 1.1 times for 64 and 512. Elsewhere one row is fastest as
+plain dot products, which read the weight at memory's speed; for more, oneDNN on a weight packed once is 1.2 to 1.6
+times faster than oneDNN packing it every time.
 """
 
 from typing import Literal
