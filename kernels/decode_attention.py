@@ -20,6 +20,8 @@ from torch import Tensor
 
 from octavo.kernels.native import find_loop, float_bits
 
+NO_WINDOW = 2**62  # longer than any request
+
 
 def decode_attention(
     q: Tensor,
@@ -43,7 +45,7 @@ def decode_attention(
     positions = min(max_length, window or max_length)
     loop.run(
         2 * requests * positions * kv_heads * head_dim * q.itemsize,
-        requests, kv_heads, group, head_dim, block_size, window or max_length,
+        requests, kv_heads, group, head_dim, block_size, window or NO_WINDOW,
         q.data_ptr(), *q.stride()[:2], out.data_ptr(), block_tables.data_ptr(), block_tables.stride(0),
         lengths.data_ptr(), scratch.data_ptr(), float_bits(scale), float_bits(softcap or 0.0),
         key_cache.data_ptr(), *key_cache.stride()[:3], value_cache.data_ptr(), *value_cache.stride()[:3],

@@ -8,7 +8,9 @@ import logging
 import struct
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -19,24 +21,32 @@ log = logging.getLogger(__name__)
 # Work of fewer bytes than this is done before a second thread has woken.
 BYTES_WORTH_A_THREAD = 256 * 1024
 
+Job = tuple[int, "array[int]"]  # address of a loop, its words
+
+_recorded: ContextVar[list[Job] | None] = ContextVar("recorded", default=None)
+
 
 class Loop:
     """One compiled loop for one dtype."""
 
     def __init__(self, address: int, keep: object) -> None:
-        self._address = address
+        self.address = address
         self._keep = keep  # owns the machine code
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        self._call_on_threads = _torch_threads()
+        self._call_on_threads = _parallel()
 
     def run(self, num_bytes: int, *words: int) -> None:
         """Do a job, of `num_bytes` of memory traffic; the words are those of the loop's docstring."""
         job = array("q", (0, *words))
+        recorded = _recorded.get()
+        if recorded is not None:
+            recorded.append((self.address, job))
+            return
         threads = torch.get_num_threads() if num_bytes > BYTES_WORTH_A_THREAD else 1
         if threads == 1 or self._call_on_threads is None:
             self._call(job.buffer_info()[0])
         else:
-            self._call_on_threads(self._address, job.buffer_info()[0], threads, 0)
+            self._call_on_threads(self.address, job.buffer_info()[0], threads, 0)
 
 
 @cache
@@ -46,8 +56,10 @@ def find_loop(name: str, dtype: torch.dtype, device: torch.device) -> Loop | Non
         return None
     began = time.monotonic()
     try:
-        from octavo.kernels.loops import compile_loop
+        from octavo.kernels.loops import LOOPS, compile_loop
     except ImportError:
+        return None
+    if name not in LOOPS:
         return None
     element = str(dtype).removeprefix("torch.")
     try:
@@ -66,15 +78,42 @@ def float_bits(x: float) -> int:
     return bits
 
 
-@cache
-def _torch_threads() -> Callable[[int, int, int, int], None] | None:
-    """GOMP_parallel of the OpenMP library that torch itself runs on: (function, argument, threads, 0)."""
+@contextmanager
+def recorded_jobs() -> Iterator[list[Job]]:
+    """Jobs that are given to loops in this context are not done but kept, in order."""
+    jobs: list[Job] = []
+    token = _recorded.set(jobs)
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        parallel = library.GOMP_parallel  # found among the libraries that torch's needs
-    except (OSError, AttributeError):  # another platform's build: one thread then
+        yield jobs
+    finally:
+        _recorded.reset(token)
+
+
+@cache
+def barrier_address() -> int:
+    """Where the threads of a job can wait for each other: void f(void); 0 if jobs run on one thread."""
+    library = _openmp()
+    return 0 if library is None else ctypes.cast(library.GOMP_barrier, ctypes.c_void_p).value or 0
+
+
+@cache
+def _parallel() -> Callable[[int, int, int, int], None] | None:
+    """GOMP_parallel: (function, argument, threads, 0)."""
+    library = _openmp()
+    if library is None:
         return None
+    parallel = library.GOMP_parallel
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     call: Callable[[int, int, int, int], None] = parallel
     return call
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch itself runs on, found among those that torch's needs."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:  # another platform's build: one thread then
+        return None
+    return library if hasattr(library, "GOMP_parallel") and hasattr(library, "GOMP_barrier") else None

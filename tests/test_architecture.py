@@ -32,6 +32,8 @@ THIRD_PARTIES = {
     "kernels": {"torch"},
     "kernels.gpu": {"torch", "triton"},
     "kernels.loops": {"numba", "llvmlite", "numpy"},
+    "kernels.tile_loops": {"numba", "llvmlite"},
+    "kernels.intrinsics": {"numba", "llvmlite", "numpy"},
     "shared": {"msgspec"},
     "shared.transport": {"msgspec", "zmq"},
     "shared.gguf_file": {"msgspec", "gguf", "numpy"},

@@ -4,6 +4,7 @@ import torch
 
 from octavo.services.executor.batch import PagedAttention, build_batch
 from octavo.services.executor.cache import KvCache
+from octavo.services.executor.decode_replay import record_decode
 from octavo.services.executor.launched import Done
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.sampler import choose
@@ -20,6 +21,7 @@ class Engine:
         self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, self._cache.null_block)
+        self._replay = record_decode(model, self._cache, info.num_slots, max_blocks)
 
     def reset(self) -> None:
         """Forget every slot."""
@@ -39,11 +41,14 @@ class Engine:
         batch = build_batch(step, slots, self.info.block_size)
         if len(batch.token_ids) == 0:
             return StepResult(step.epoch, step.number, b"", b"")
-        hidden = self._model.hidden(batch.token_ids, batch.positions, PagedAttention(batch, self._cache))
         sampled = batch.sampled_slots
-        if not sampled:
-            return StepResult(step.epoch, step.number, b"", b"")
-        logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
+        if self._replay is not None and self._replay.can_run(batch):
+            logits = self._replay.run(batch)
+        else:
+            hidden = self._model.hidden(batch.token_ids, batch.positions, PagedAttention(batch, self._cache))
+            if not sampled:
+                return StepResult(step.epoch, step.number, b"", b"")
+            logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
         params = [slots.params[slot] for slot in sampled]
         tokens = choose(logits, [each for each in params if each is not None], [slots.num_computed[s] for s in sampled])
         slots.last_tokens[torch.tensor(sampled)] = tokens

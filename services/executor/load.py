@@ -52,7 +52,7 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
     engine = _load_cpu(config, watch)
     torch.set_num_threads(threads)
     warm_up(engine)
-    watch.report("warm-up", detail="the first start on a machine compiles its CPU loops")
+    watch.report("warm-up")
     return engine
 
 
@@ -107,7 +107,8 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
         dtype=str(dtype).removeprefix("torch."),
     )
     engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
-    watch.report("model", detail=f"{num_blocks * block_size} tokens of KV")
+    tokens = num_blocks * block_size
+    watch.report("model", detail=f"{tokens} tokens of KV; the first start on a machine compiles its CPU loops")
     return engine
 
 

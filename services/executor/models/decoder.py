@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.kernels.activation import plain
 from octavo.kernels.rope import rope, tables
-from octavo.services.executor.models.linear import Linear, can_pack
+from octavo.services.executor.models.linear import Linear
 from octavo.services.executor.models.norm import NormLayer
 from octavo.services.executor.models.rope import frequencies
 from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm, NormPlace, Rope
@@ -51,7 +51,7 @@ class Weights:
         return self.linear(weight, bias)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return Linear(weight.contiguous(), bias, packed=self._pack and can_pack(weight))
+        return Linear(weight.contiguous(), bias, packed=self._pack)
 
     def norm(self, name: str, spec: Norm) -> NormLayer:
         weight = self.get(f"{name}.weight") if spec.weight else None
@@ -178,6 +178,12 @@ class Angles:
         """Of all positions, [positions, 1, dim] each."""
         return self._by_rope[spec]
 
+    def move_to(self, positions: Tensor) -> None:
+        """Take other positions, no more than at first: what `of` gave has theirs in front, in the same memory."""
+        for spec, whole in self._by_rope.items():
+            for table, chosen in zip(whole, self.of(spec), strict=True):
+                torch.index_select(table, 0, positions, out=chosen[: len(positions)])
+
 
 class DecoderModel:
     """A spec with its weights.
@@ -185,7 +191,7 @@ class DecoderModel:
     Args:
         named: the weights by our names, of any float dtype.
         max_positions: the longest request, in tokens.
-        pack: keep a second copy of the weights, laid out for more than one row (bfloat16 on a CPU).
+        pack: keep a second copy of the weights where more than one row needs one (bfloat16 on a CPU without tiles).
     """
 
     def __init__(
@@ -212,15 +218,22 @@ class DecoderModel:
 
         token_ids, positions: [tokens] int64.
         """
+        x, angles = self.embedded(token_ids, positions), self.angles(positions)
+        for layer in self.layers:
+            x = layer(x, angles, attend)
+        return x
+
+    def embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """The first layer's input, [tokens, hidden]."""
         x = F.embedding(token_ids, self.embed)
         if self.spec.embed_scale != 1.0:
             x = x * self.spec.embed_scale
         if self.positions is not None:
             x = x + F.embedding(positions + self.spec.position_offset, self.positions)
-        angles = Angles(self._ropes, positions)
-        for layer in self.layers:
-            x = layer(x, angles, attend)
         return x
+
+    def angles(self, positions: Tensor) -> Angles:
+        return Angles(self._ropes, positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab], in the model's dtype."""
