@@ -176,7 +176,7 @@ class _Supervisor:
 def _start_children(config: Config) -> Iterator[Child]:
     # Threads of a product that wait for the last one spin for a millisecond by default: on cores that the other
     # services need too, that keeps the last one from running.
-    environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
+    environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
     if config.api_key:
         environment[API_KEY_VARIABLE] = config.api_key
     flags = to_flags(config)
