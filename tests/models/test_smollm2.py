@@ -68,6 +68,15 @@ def config(**settings: int) -> Config:
     return Config(device="cpu", dtype="float32", **{"max_num_seqs": 16, **settings})  # type: ignore[arg-type]  # ints
 
 
+# The scenarios beside the first one take minutes for all prompts: `make test` asks the first of each form.
+COUNTS = pytest.mark.parametrize("count", [8, pytest.param(25, marks=pytest.mark.slow)])
+
+
+def some(of_each_form: list[list[int]], count: int) -> list[list[int]]:
+    """The first `count` of the chats and of the plain texts."""
+    return of_each_form[:count] + of_each_form[len(SUBJECTS) : len(SUBJECTS) + count]
+
+
 @pytest.mark.slow
 def test_greedy_equals_transformers_alone() -> None:
     assert completions_in_batches(1) == expected()
@@ -77,31 +86,35 @@ def test_greedy_equals_transformers_sixteen_at_once() -> None:
     assert completions_in_batches(16) == expected()
 
 
-def test_greedy_equals_transformers_in_chunks_of_32_tokens() -> None:
+@COUNTS
+def test_greedy_equals_transformers_in_chunks_of_32_tokens(count: int) -> None:
     # Long enough to be cut: the prompts are asked all together behind a common beginning.
     beginning = prompts()[0] + expected()[0]
-    long_prompts = [beginning + prompt for prompt in prompts()[:8]]
+    long_prompts = [beginning + prompt for prompt in prompts()[:4]]
     assert min(map(len, long_prompts)) > 64
     whole = Pipeline(load_engine(config(enable_prefix_caching=0), Stopwatch())).generate(long_prompts, GREEDY)
 
     small = Pipeline(load_engine(config(max_num_batched_tokens=32), Stopwatch()))
 
-    assert small.generate(prompts(), GREEDY) == expected()
+    assert small.generate(some(prompts(), count), GREEDY) == some(expected(), count)
     assert small.generate(long_prompts, GREEDY) == whole
 
 
-def test_greedy_equals_transformers_with_prefix_cache_hits() -> None:
+@COUNTS
+def test_greedy_equals_transformers_with_prefix_cache_hits(count: int) -> None:
     pipeline = Pipeline(load_engine(config(), Stopwatch()))
-    prompts_and_half = [prompt + completion[:32] for prompt, completion in zip(prompts(), expected(), strict=True)]
-    pipeline.generate(prompts(), GREEDY)
+    asked, completions = some(prompts(), count), some(expected(), count)
+    prompts_and_half = [prompt + completion[:32] for prompt, completion in zip(asked, completions, strict=True)]
+    pipeline.generate(asked, GREEDY)
 
     rest = pipeline.generate(prompts_and_half, SamplingParams(max_tokens=32, temperature=0.0))
 
-    assert rest == [completion[32:] for completion in expected()]
-    assert pipeline.stats.prefix_hits > 50 * 32
+    assert rest == [completion[32:] for completion in completions]
+    assert pipeline.stats.prefix_hits > len(asked) * 32
 
 
-def test_greedy_equals_transformers_when_requests_are_preempted() -> None:
+@COUNTS
+def test_greedy_equals_transformers_when_requests_are_preempted(count: int) -> None:
     # 40 blocks hold 640 tokens; sixteen requests would grow to some 1,400. Short completions first make the
     # scheduler expect short ones, so that it admits more than the blocks can hold to the end.
     pipeline = Pipeline(load_engine(config(num_kv_blocks=40, max_model_len=256), Stopwatch()))
@@ -109,7 +122,7 @@ def test_greedy_equals_transformers_when_requests_are_preempted() -> None:
     for _ in range(4):
         pipeline.generate(prompts(), short)
 
-    completions = pipeline.generate(prompts(), GREEDY)
+    completions = pipeline.generate(some(prompts(), count), GREEDY)
 
-    assert completions == expected()
-    assert pipeline.stats.num_preemptions >= 5
+    assert completions == some(expected(), count)
+    assert pipeline.stats.num_preemptions >= 3
