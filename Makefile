@@ -35,7 +35,7 @@ format: .venv/.dev ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench-%: .venv/.dev ## run benchmarks/%.py
-	$(BIN)/python benchmarks/$*.py $(ARGS)
+	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 clean: ## remove .venv and all caches
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """Output tokens per second of any OpenAI-compatible server at 1, 8 and 32 streams: 128 tokens in, 128 out, greedy.
 
     octavo serve --dtype bfloat16 --port 8000 &
-    python benchmarks/cpu.py --url octavo=http://127.0.0.1:8000 --url other=http://127.0.0.1:8080
+    python -m benchmarks.cpu --url octavo=http://127.0.0.1:8000 --url other=http://127.0.0.1:8080
 
 With several servers their runs alternate, so that a machine whose speed drifts is fair to all. Every stream gets a
 prompt of its own, so that no prefix cache helps. A JSON line for each run goes to --out, the table to the screen.

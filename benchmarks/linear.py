@@ -1,6 +1,6 @@
 """The ways to multiply the default model's linear layers on this CPU, in bfloat16, side by side.
 
-    python benchmarks/linear.py [--rows 1 8 32 64 512] [--seconds 8]
+    python -m benchmarks.linear [--rows 1 8 32 64 512] [--seconds 8]
 
 One round does all layers of a step in each way, one way after another, so that the weights come from memory and other
 work on the machine meets all ways alike. For each number of rows and each way the fastest fifth of the rounds is

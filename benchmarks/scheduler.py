@@ -1,6 +1,6 @@
 """How long the scheduler takes to plan and settle a step, without sockets and without an engine.
 
-    python benchmarks/scheduler.py [--requests 1024] [--prompt 128] [--steps 1000] [--tokenizers 1 2 4]
+    python -m benchmarks.scheduler [--requests 1024] [--prompt 128] [--steps 1000] [--tokenizers 1 2 4]
                                    [--batched-tokens 8192]
 
 All requests decode; every step's tokens are made up beforehand. Measured are, in milliseconds:
