@@ -14,10 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER
 from octavo.kernels.gpu.overlap import OVERLAP
 
-LOG2_E = 1.4426950408889634
-NEVER = tl.constexpr(-1.0e30)
 TILE = 64  # tokens
 
 

@@ -4,7 +4,6 @@ What a step needs of the one before, the last token of each slot, never leaves t
 decode at which positions; it learns the tokens later, while the next step already runs.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from octavo.kernels.gpu.greedy import greedy
 from octavo.kernels.gpu.prefill_attention import Chunks
-from octavo.kernels.sampling import sample
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
 from octavo.services.executor.models.decoder import DecoderModel
+from octavo.services.executor.sampler import draw
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack
 from octavo.shared.sampling import SamplingParams
@@ -99,8 +98,8 @@ class GpuEngine:
         return Launched(step, plan.sampled_slots, host, event)
 
     @torch.inference_mode()
-    def warm_up(self, batches: Iterable[int] | None = None) -> None:
-        """Compile all kernels, and record the graphs of these batch sizes, or of all, before they are needed."""
+    def warm_up(self) -> None:
+        """Compile all kernels, and record the graphs of all batch sizes, before they are needed."""
         length = min(2 * self.info.block_size + 1, self.info.max_model_len - 1)
         blocks = pack(range(-(-length // self.info.block_size)))
         params = SamplingParams(max_tokens=2, temperature=0.0)
@@ -109,7 +108,7 @@ class GpuEngine:
             chunk = pack([request.slot])
             self.run(Step(0, number, new=[request], chunk_slots=chunk, chunk_lengths=pack([length])))
         self.reset()
-        for batch in sorted(batches or batch_sizes(self.info.num_slots), reverse=True):
+        for batch in reversed(batch_sizes(self.info.num_slots)):
             with torch.cuda.stream(self._stream):
                 self._graph(batch)
 
@@ -214,22 +213,9 @@ class GpuEngine:
         if drawn:
             rows = torch.tensor([row for row, _ in drawn], device=logits.device)
             positions = [self._slots.num_computed[slots[row]] for row, _ in drawn]
-            chosen = _sample(logits[rows], [each for _, each in drawn], positions).int()
+            chosen = draw(logits[rows], [each for _, each in drawn], positions).int()
             tokens[rows] = chosen
             self._last[torch.tensor([slots[row] for row, _ in drawn], device=logits.device)] = chosen
-
-
-def _sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
-    device = logits.device
-    return sample(
-        logits,
-        torch.tensor([each.temperature for each in params], device=device),
-        torch.tensor([each.top_k for each in params], device=device),
-        torch.tensor([each.top_p for each in params], device=device),
-        torch.tensor([each.min_p for each in params], device=device),
-        [each.seed for each in params],
-        positions,
-    )
 
 
 def batch_of(rows: int, num_slots: int) -> int:

@@ -18,15 +18,20 @@ def choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
     drawn = [row for row, each in enumerate(params) if not each.is_greedy]
     tokens = logits.max(-1).indices if len(drawn) < len(params) else torch.empty(len(params), dtype=torch.int64)
     if drawn:
-        chosen = [params[row] for row in drawn]
         rows = torch.tensor(drawn)
-        tokens[rows] = sample(
-            logits[rows],
-            torch.tensor([each.temperature for each in chosen]),
-            torch.tensor([each.top_k for each in chosen]),
-            torch.tensor([each.top_p for each in chosen]),
-            torch.tensor([each.min_p for each in chosen]),
-            [each.seed for each in chosen],
-            [positions[row] for row in drawn],
-        )
+        tokens[rows] = draw(logits[rows], [params[row] for row in drawn], [positions[row] for row in drawn])
     return tokens
+
+
+def draw(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
+    """As `choose`, of rows none of which is greedy."""
+    device = logits.device
+    return sample(
+        logits,
+        torch.tensor([each.temperature for each in params], device=device),
+        torch.tensor([each.top_k for each in params], device=device),
+        torch.tensor([each.top_p for each in params], device=device),
+        torch.tensor([each.min_p for each in params], device=device),
+        [each.seed for each in params],
+        positions,
+    )
