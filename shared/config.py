@@ -39,6 +39,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "bfloat16", "float16", "float32"],
         Meta(description="of weights and KV; auto: the model's, or float32 on a CPU without bfloat16"),
     ] = "auto"
+    quantization: Annotated[
+        Literal["fp8"] | None,
+        Meta(description="of linear weights while they are loaded, on cuda; none: as the model's files say"),
+    ] = None
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights from config.json alone")
     ] = "auto"
