@@ -57,16 +57,18 @@ def can_multiply(weight: Tensor) -> bool:
 
 def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """values * scale, rounded once; scale [rows], or [rows, blocks] for blocks of 128 numbers of a row."""
-    if scale.dim() == 1:
-        return (values.float() * scale[:, None]).to(dtype)
-    return (values.float() * scale.repeat_interleave(128, 1)[:, : values.shape[1]]).to(dtype)
+    spread = scale.reshape(len(values), -1)
+    if spread.shape[1] > 1:
+        spread = spread.repeat_interleave(128, 1)[:, : values.shape[1]]
+    return (values.float() * spread).to(dtype)
 
 
 def quantize_reference(x: Tensor) -> Quantized:
     """The formula in float32."""
     wide = x.float()
     most = wide.abs().amax(1).clamp_min(LEAST)
-    return (wide * (MOST / most)[:, None]).to(FP8), most / MOST
+    limit = torch.full_like(most, MOST)  # a tensor: torch divides by a plain number by multiplying with 1 / it
+    return (wide * torch.div(limit, most)[:, None]).to(FP8), torch.div(most, limit)
 
 
 def linear_reference(x: Quantized, weight: Quantized, bias: Tensor | None, residual: Tensor | None) -> Tensor:
