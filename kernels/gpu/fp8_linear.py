@@ -40,25 +40,27 @@ def few_rows_linear(
     (values, scale), (weight_values, weight_scale) = x, weight
     rows, (outputs, inputs) = len(values), weight_values.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=values.device)
-    at_once, depth = tile(outputs, inputs)
+    padded = max(16, triton.next_power_of_2(rows))
+    at_once, depth = tile(padded, outputs, inputs)
     _few_rows[(triton.cdiv(outputs, at_once),)](
         values, scale, weight_values, weight_scale, scale if bias is None else bias,
         scale if residual is None else residual, out, rows, outputs,
-        INPUTS=inputs, ROWS=max(16, triton.next_power_of_2(rows)), AT_ONCE=at_once, DEPTH=depth,
+        INPUTS=inputs, ROWS=padded, AT_ONCE=at_once, DEPTH=depth,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, STAGES=4, num_warps=4, **OVERLAP,
     )  # fmt: skip
     return out
 
 
-def tile(outputs: int, inputs: int) -> tuple[int, int]:
-    """Outputs of one program, and inputs that it takes at a time."""
-    depth = 512
+def tile(rows: int, outputs: int, inputs: int) -> tuple[int, int]:
+    """Outputs of one program, and inputs that it takes at a time, for 16, 32 or 64 rows."""
+    at_once, depth = (64, 256) if outputs >= 16384 else (32, 512)
+    depth = min(depth, 8192 // rows)
     while inputs % depth:
         depth //= 2
-    return (64, min(depth, 256)) if outputs >= 16384 else (32, depth)
+    return at_once, depth
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])  # one compiled form for any number of them
 def _few_rows(
     x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, residual_ptr, out_ptr, rows, outputs,
     INPUTS: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, HAS_BIAS: tl.constexpr,
