@@ -139,15 +139,16 @@ def test_few_rows(rows: int, outputs: int, inputs: int) -> None:
 def test_many_rows(rows: int, outputs: int, inputs: int) -> None:
     weight, bias, residual = random_weight(outputs, inputs), randn(outputs), randn(rows, outputs)
     x = fp8.quantize(randn(rows, inputs))
-    # The tensor cores keep 14 bits of a sum of FP8 products.
+    # The tensor cores keep 14 bits of a sum of FP8 products, and cut off the rest at each 32 inputs.
+    tolerance = 3e-3 + 1.5e-6 * inputs
     plain = many_rows_linear(x, weight, None, None, torch.bfloat16)
-    close(plain, fp8.linear_reference(x, weight, None, None), 6e-3)
+    close(plain, fp8.linear_reference(x, weight, None, None), tolerance)
     expected = fp8.linear_reference(x, weight, bias, residual)
-    close(many_rows_linear(x, weight, bias, residual.clone(), torch.bfloat16), expected, 6e-3)
+    close(many_rows_linear(x, weight, bias, residual.clone(), torch.bfloat16), expected, tolerance)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("rows, tolerance", [(1, 4e-3), (2, 0.04), (16, 0.04), (17, 0.04), (300, 0.04)])
+@pytest.mark.parametrize("rows, tolerance", [(1, 6e-3), (2, 0.04), (16, 0.04), (17, 0.04), (300, 0.04)])
 def test_a_layer_with_what_comes_before_it(rows: int, tolerance: float, has_bias: bool) -> None:
     outputs, inputs = 1024, 512
     values, scale = random_weight(outputs, inputs)
@@ -155,16 +156,15 @@ def test_a_layer_with_what_comes_before_it(rows: int, tolerance: float, has_bias
     layer, wide = Fp8Linear(values, scale, bias), dense((values, scale)).T
     x, residual = randn(rows, 2 * inputs), randn(rows, outputs)
     half, offset = x[:, :inputs].contiguous(), bias.double() if bias is not None else 0.0
-    tolerance = 0.04 if has_bias else tolerance
     for kind in ("rms", "layer"):
         weight = randn(inputs)
         norm = NormLayer(Norm(kind), weight, None)  # type: ignore[arg-type]  # a literal
         normed = half.double() - (half.double().mean(1, keepdim=True) if kind == "layer" else 0.0)
         normed = normed * torch.rsqrt(normed.square().mean(1, keepdim=True) + 1e-6) * weight.double()
-        close(layer(half, norm=norm), normed @ wide + offset, max(tolerance, 4e-3))
+        close(layer(half, norm=norm), normed @ wide + offset, tolerance)
     for act in ("silu", "gelu_pytorch_tanh", "relu2"):
         gated = activation.reference(x.double(), act)
-        close(layer(x, residual.clone(), gate=act), gated @ wide + offset + residual, max(tolerance, 5e-3))
+        close(layer(x, residual.clone(), gate=act), gated @ wide + offset + residual, tolerance)
 
 
 COMMON: dict[str, Any] = {

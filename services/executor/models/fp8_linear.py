@@ -29,7 +29,8 @@ class Fp8Linear:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
         from octavo.kernels.gpu.fp8_linear import few_rows_linear, fits
 
-        if self.bias is None and (row := of_one_row(x, self._values, self._scale, residual, norm, gate)) is not None:
+        row = of_one_row(x, self._values, self._scale, self.bias, residual, norm, gate)
+        if row is not None:
             return row
         rows = _quantized(x, norm, gate)
         if len(x) <= FEW_ROWS and fits(len(x), self._values):

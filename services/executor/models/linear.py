@@ -39,12 +39,10 @@ class Linear:
         self, x: Tensor, residual: Tensor | None = None, norm: NormLayer | None = None, gate: str | None = None
     ) -> Tensor:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
-        if (
-            x.is_cuda
-            and self.bias is None
-            and (row := of_one_row(x, self._weight, None, residual, norm, gate)) is not None
-        ):
-            return row
+        if x.is_cuda:
+            row = of_one_row(x, self._weight, None, self.bias, residual, norm, gate)
+            if row is not None:
+                return row
         if norm is not None:
             x = norm(x)
         if gate is not None:
@@ -67,19 +65,27 @@ class Linear:
 
 
 def of_one_row(
-    x: Tensor, weight: Tensor, scale: Tensor | None, residual: Tensor | None, norm: NormLayer | None, gate: str | None
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm: NormLayer | None,
+    gate: str | None,
 ) -> Tensor | None:
-    """The layer by the GPU's kernel for one row; None where that does not do it. scale: [out], of an FP8 weight."""
+    """The layer by the GPU's kernel for one row; None where that does not fit. scale: [out], of an FP8 weight."""
     from octavo.kernels.gpu.linear import fits, one_row_linear
 
     if not fits(x, weight):
         return None
-    if norm is not None:
-        if not is_plain_rms(norm):
-            return None
+    if bias is not None:
+        residual = bias[None] if residual is None else residual + bias
+    if norm is not None and is_plain_rms(norm):
         return one_row_linear(x, weight, residual, "norm", norm.weight, norm.spec.eps, scale)
+    if norm is not None:
+        x = norm(x)
     if gate is not None and gate not in GATES:
-        return None
+        x, gate = gated(x, gate), None
     return one_row_linear(x, weight, residual, GATES[gate] if gate else "", scale=scale)
 
 
