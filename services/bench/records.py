@@ -24,12 +24,12 @@ class Records:
     """Adds JSON lines to a file, if one is wanted. Every line carries the same facts of its origin."""
 
     def __init__(self, out: Path | None, command: Sequence[str], **facts: str | None) -> None:
-        """`command`: what was typed behind `octavo bench`. Raises ConfigError if `out` cannot be written."""
+        """`command`: what was typed. Raises ConfigError if `out` cannot be written."""
         self._facts: dict[str, object] = {name: fact for name, fact in facts.items() if fact}
         self._origin = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine() if out else {},
-            "command": shlex.join(("octavo", "bench", *command)),
+            "command": shlex.join(command),
         }
         self._stack = ExitStack()
         try:

@@ -52,7 +52,7 @@ def serve(arguments: Sequence[str]) -> int:
     target = find(options.url, options.model, options.engine, options.wait)
     draw = random.Random(options.seed)
     facts = {"engine": target.engine, "version": target.version, "model": target.model, "mode": "online"}
-    with Records(options.out, ["serve", *arguments], **facts) as records:
+    with Records(options.out, [*PROG.split(), *arguments], **facts) as records:
         print(f"{target.engine} {target.version or ''} at {target.url}: {target.model}, ", end="")
         print(f"{options.input_len} words in, {options.output_len} tokens out, {options.endpoint}")
         if options.wait:

@@ -17,7 +17,7 @@ def throughput(arguments: Sequence[str]) -> int:
     """Run the workloads; returns the exit code. Raises ConfigError."""
     options, rest = _parser().parse_known_args(arguments)
     config = parse(rest, PROG, "")
-    with Records(options.out, ["throughput", *arguments], **own_version(), model=config.model_names[0]) as records:
+    with Records(options.out, [*PROG.split(), *arguments], **own_version(), model=config.model_names[0]) as records:
         with offline(config) as engine:
             print(f"{config.model_names[0]} on {engine.model.device} in {engine.model.dtype}: ", end="")
             print(f"ready after {engine.start_s:.1f} s")
