@@ -58,6 +58,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: Annotated[
         Positive | None, Meta(description="tokens computed in one step; none: 512 on cpu, 8192 else")
     ] = None
+    max_step_ms: Annotated[
+        float | None,
+        Meta(gt=0.0, description="longest step while requests decode: prompts are cut to fit; none: 40 on cuda"),
+    ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="share the KV of equal prompt beginnings")] = True
 
     block_size: Annotated[

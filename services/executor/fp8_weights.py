@@ -105,16 +105,16 @@ def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dens
     """Each FP8 weight with one scale a channel; other linear weights quantized if that is asked for.
 
     Args:
-        weights: on their device; a scale [out, blocks] comes right before its weight.
+        weights: on their device; a scale [out, blocks] comes before its weight.
         quantization: "fp8" or None.
         dense: the dtype to which FP8 weights are dequantized instead; None: they stay FP8.
     """
-    scale: Tensor | None = None
+    scales: dict[str, Tensor] = {}
     for name, tensor in weights:
         if name.endswith(".weight_scale"):
-            scale = tensor
+            scales[name] = tensor
             continue
-        values = tensor
+        values, scale = tensor, scales.pop(f"{name}_scale", None)
         if scale is not None and dense is not None:
             values, scale = dequantize(tensor, scale, dense), None
         elif scale is not None and scale.shape[1] > 1:
@@ -126,4 +126,3 @@ def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dens
         yield name, values
         if scale is not None:
             yield f"{name}_scale", scale
-            scale = None

@@ -47,18 +47,19 @@ class Weights:
         self._pack = pack
 
     def get(self, name: str) -> Tensor:
-        tensor, scale = self._named[name], self._named.get(f"{name}_scale")
-        return tensor.to(self.dtype) if scale is None else dequantize(tensor, scale, self.dtype)
+        return self._named[name].to(self.dtype)
 
     def merged(self, *names: str, has_bias: bool) -> Linear | Fp8Linear:
         """One linear layer of the rows of several; in FP8 if all of them are."""
-        weights = [f"{name}.weight" for name in names]
         bias = torch.cat([self.get(f"{name}.bias") for name in names]) if has_bias else None
-        scales = [self._named[f"{name}_scale"] for name in weights if f"{name}_scale" in self._named]
-        if len(scales) == len(names) and all(can_multiply(self._named[name]) for name in weights):
-            rows = torch.cat([self._named[name].view(torch.uint8) for name in weights])
-            return Fp8Linear(rows.view(FP8), torch.cat(scales), bias)
-        return self.linear(torch.cat([self.get(name) for name in weights]), bias)
+        pairs = [(self._named[f"{name}.weight"], self._named.get(f"{name}.weight_scale")) for name in names]
+        if all(scale is not None and can_multiply(values) for values, scale in pairs):
+            rows = torch.cat([values.view(torch.uint8) for values, _ in pairs])
+            return Fp8Linear(rows.view(FP8), torch.cat([scale for _, scale in pairs if scale is not None]), bias)
+        return self.linear(torch.cat([self._dense(*pair) for pair in pairs]), bias)
+
+    def _dense(self, values: Tensor, scale: Tensor | None) -> Tensor:
+        return values.to(self.dtype) if scale is None else dequantize(values, scale, self.dtype)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return Linear(weight.contiguous(), bias, packed=self._pack)
