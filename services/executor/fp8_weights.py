@@ -102,7 +102,7 @@ def is_scale(name: str) -> bool:
 
 
 def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dense: torch.dtype | None) -> Named:
-    """Each FP8 weight with one scale a channel; other linear weights quantized if that is asked for.
+    """Each FP8 weight behind its scales, one a channel; other linear weights quantized if that is asked for.
 
     Args:
         weights: on their device; a scale [out, blocks] comes before its weight.
@@ -123,6 +123,6 @@ def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dens
             scale = scale[:, 0]
         elif quantization and _LINEAR.fullmatch(name) and can_multiply(tensor):
             values, scale = quantize(tensor)
-        yield name, values
         if scale is not None:
             yield f"{name}_scale", scale
+        yield name, values
