@@ -11,6 +11,7 @@ from msgspec import Meta
 from octavo.shared.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
+Duration = Annotated[float, Meta(gt=0.0)]
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -59,8 +60,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Positive | None, Meta(description="tokens computed in one step; none: 512 on cpu, 8192 else")
     ] = None
     max_step_ms: Annotated[
-        float | None,
-        Meta(gt=0.0, description="longest step while requests decode: prompts are cut to fit; none: 40 on cuda"),
+        Duration | None,
+        Meta(description="longest step while requests decode: prompts are cut to fit; none: 40 on cuda"),
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="share the KV of equal prompt beginnings")] = True
 
