@@ -1,9 +1,6 @@
 """A model on a GPU: what is not supported is refused, weights stream in, memory is planned, kernels and graphs made."""
 
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -11,23 +8,20 @@ from octavo.kernels.gpu.compile_hooks import on_compile
 from octavo.kernels.gpu.decode_attention import scratch_size
 from octavo.services.executor.cache import bytes_per_block, uniform_attention
 from octavo.services.executor.gpu_engine import GpuEngine, batch_sizes
+from octavo.services.executor.gpu_limits import check_supported, memory_for
 from octavo.services.executor.late_compiles import LateCompiles
 from octavo.services.executor.memory import GIB, GpuPlan, check_weights_fit, longest_request, plan_gpu, step_bytes
 from octavo.services.executor.models.decoder import DecoderModel
-from octavo.services.executor.models.spec import Decoder
 from octavo.services.executor.source import Source, open_model
 from octavo.services.executor.weight_stream import Arriving, to_device
 from octavo.services.executor.weights import expected_shapes
 from octavo.shared.config import Config
-from octavo.shared.errors import ConfigError, ModelError
 from octavo.shared.messages import ModelInfo
 from octavo.shared.process import Stopwatch
 
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 64
-BLOCK_SIZES = (16, 32, 64, 128)  # of pages that are one tile of a matrix product
-MOST_PAGE_BYTES = 32 * 1024  # of one head's keys: the pages in flight must fit into shared memory
 
 
 def load_gpu(config: Config, watch: Stopwatch) -> GpuEngine:
@@ -53,43 +47,6 @@ def load_gpu(config: Config, watch: Stopwatch) -> GpuEngine:
     late = LateCompiles()
     on_compile(late.begin, late.end)
     return engine
-
-
-def check_supported(spec: Decoder, dtype: torch.dtype, block_size: int) -> None:
-    """Raises ModelError or ConfigError, with one sentence, for what the GPU's kernels cannot do."""
-    attention = uniform_attention(spec)
-    name, head_dim = str(dtype).removeprefix("torch."), attention.head_dim
-    if head_dim not in (16, 32, 64, 128, 256):
-        raise ModelError(
-            f"this model's heads have {head_dim} dimensions; the GPU's kernels take 16, 32, 64, 128 or 256: "
-            "use --device cpu"
-        )
-    if block_size not in BLOCK_SIZES or block_size * head_dim * dtype.itemsize > MOST_PAGE_BYTES:
-        most = min(BLOCK_SIZES[-1], MOST_PAGE_BYTES // (head_dim * dtype.itemsize))
-        raise ConfigError(
-            f"--block-size {block_size}: with heads of {head_dim} dimensions in {name} the GPU's kernels take "
-            f"{BLOCK_SIZES[0]} to {most}"
-        )
-    for layer in spec.layers:
-        if layer.attention.window is not None and layer.attention.window < 1:
-            raise ModelError(f"a sliding window of {layer.attention.window} tokens; at least 1 is needed")
-
-
-@contextmanager
-def memory_for(what: str, remedy: str) -> Iterator[None]:
-    """Turns running out of the GPU's memory into a ConfigError that says for what, and how to need less."""
-    try:
-        yield
-    except RuntimeError as error:  # torch has two kinds of its own, and its libraries have theirs
-        text = str(error)
-        if "out of memory" not in text and "ALLOC_FAILED" not in text:
-            raise
-        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
-        free, total = torch.cuda.mem_get_info()
-        raise ConfigError(
-            f"out of GPU memory for {what}: {wanted[1] if wanted else 'more'} was asked for when {free / GIB:.2f} of "
-            f"{total / GIB:.1f} GiB were free: {remedy}"
-        ) from error
 
 
 def _load_model(config: Config, source: Source, device: torch.device) -> DecoderModel:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.services.executor.gpu_limits import has_c_compiler
 from octavo.services.executor.load import LEAST_CAPABILITY, choose_device
 from octavo.services.executor.source import has_bfloat16
 from octavo.shared.config import Config
@@ -28,6 +29,8 @@ def describe_triton() -> str:
         found = version("triton")
     except PackageNotFoundError:
         return "missing; torch's builds for CUDA bring it"
+    if not has_c_compiler():
+        return f"{found}, which needs a C compiler, and there is none: install gcc"
     folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
     return f"{found}, {len(list(folder.glob('*/*.cubin')))} kernels in {folder}"
 

@@ -112,7 +112,7 @@ class _Readers:
         row_bytes = max(1, tensor[:1].nbytes)
         assert row_bytes <= PIECE_BYTES, f"a row of {row_bytes} bytes; pieces have {PIECE_BYTES}"
         rows = PIECE_BYTES // row_bytes
-        pairs = zip(tensor.split(rows), target.split(rows), strict=True)
+        pairs = zip(torch.split(tensor, rows), torch.split(target, rows), strict=True)
         return [self._pool.submit(self._copy, *pair) for pair in pairs]
 
     def _copy(self, piece: Tensor, target: Tensor) -> None:
