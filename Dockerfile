@@ -23,7 +23,13 @@ COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM python
-ENV PATH=/venv/bin:$PATH HF_HOME=/models/hub NUMBA_CACHE_DIR=/models/numba
+ARG TORCH=cpu
+# Triton compiles a small C function to launch each kernel.
+RUN if [ "$TORCH" = cuda ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
+# What is compiled on one start is kept in the volume for the next.
+ENV PATH=/venv/bin:$PATH HF_HOME=/models/hub NUMBA_CACHE_DIR=/models/numba TRITON_CACHE_DIR=/models/triton
 RUN useradd --uid 1000 --create-home octavo && \
     install -d -o octavo -g octavo -m 0700 /run/octavo && install -d -o octavo -g octavo /models
 COPY --from=packages /venv /venv

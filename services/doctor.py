@@ -40,6 +40,12 @@ def doctor(arguments: Sequence[str]) -> int:
     if device:
         _line("device", f"{device['name']}; `--device {config.device}` would run on {device['device']}")
         _line("dtype", f"{device['dtype']} for a model of 16 bits")
+        for name in [name for name in device if name not in ("name", "device", "dtype")]:
+            _line(name, device[name])
+    if (driver := _nvidia_driver()) is not None:
+        _line("driver", driver)
+        if device and config.device != "cpu" and not any(name.startswith("gpu") for name in device):
+            problems.append("there is an NVIDIA driver, but torch sees no GPU: install torch's build for CUDA")
     try:
         _line("model", str(locate(config.model).path))
     except ModelError as error:
@@ -69,6 +75,15 @@ def _probe_device() -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
     return found
+
+
+def _nvidia_driver() -> str | None:
+    try:
+        with open("/proc/driver/nvidia/version") as lines:
+            words = lines.readline().split()
+            return next((word for word in words if word.replace(".", "").isdigit()), "of an unknown version")
+    except OSError:
+        return None
 
 
 def cpu_name() -> str:

@@ -71,8 +71,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     num_kv_blocks: Annotated[Positive | None, Meta(description="KV blocks; none: as many as memory allows")] = None
     gpu_memory_utilization: Annotated[
-        float, Meta(gt=0.0, le=1.0, description="share of the GPU's memory that may be used")
-    ] = 0.92
+        float,
+        Meta(gt=0.0, le=1.0, description="share of the GPU's memory that may be used; steps are planned for within it"),
+    ] = 1.0
     cpu_kv_cache_gib: Annotated[
         float, Meta(gt=0.0, description="memory for KV blocks on cpu, GiB (at most half of what is free)")
     ] = 4.0

@@ -82,6 +82,10 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Prompt tokens looked up in the prefix cache."""
     prefix_hits: int = 0
     """Prompt tokens found there."""
+    num_positions: int = 0
+    """Tokens that the used blocks have room for."""
+    num_unfilled: int = 0
+    """Of these positions, those that hold no token and are for none of a known prompt."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):

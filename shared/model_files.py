@@ -48,6 +48,20 @@ def locate(model: str | None) -> ModelFiles:
     return _check_folder(_download(model))
 
 
+def weight_files(files: ModelFiles) -> list[Path]:
+    """The files that hold the weights, of which some may be missing. Raises ModelError if their index is broken."""
+    if files.kind == "gguf":
+        return [files.path]
+    index = files.path / "model.safetensors.index.json"
+    if not index.is_file():
+        return [files.path / "model.safetensors"]
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read {index}: {error}") from error
+    return [files.path / name for name in sorted(names)]
+
+
 def read_config(files: ModelFiles) -> dict[str, object]:
     """The model's config.json, or what a GGUF file says in its place."""
     if files.kind == "gguf":

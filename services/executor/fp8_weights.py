@@ -101,6 +101,11 @@ def is_scale(name: str) -> bool:
     return bool(_SCALE.search(name) or _OTHER_SCALE.search(name))
 
 
+def is_linear(name: str) -> bool:
+    """Whether one of our names is that of a weight that may be in FP8."""
+    return bool(_LINEAR.fullmatch(name))
+
+
 def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dense: torch.dtype | None) -> Named:
     """Each FP8 weight behind its scales, one a channel; other linear weights quantized if that is asked for.
 
@@ -121,7 +126,7 @@ def settle(weights: Iterable[tuple[str, Tensor]], quantization: str | None, dens
             values, scale = quantize(dequantize(tensor, scale, torch.float32))
         elif scale is not None:
             scale = scale[:, 0]
-        elif quantization and _LINEAR.fullmatch(name) and can_multiply(tensor):
+        elif quantization and is_linear(name) and can_multiply(tensor):
             values, scale = quantize(tensor)
         if scale is not None:
             yield f"{name}_scale", scale

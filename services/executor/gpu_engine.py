@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.kernels.gpu.compile_hooks import compiling_only
 from octavo.kernels.gpu.greedy import greedy
 from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.services.executor.cache import KvCache
@@ -99,18 +100,39 @@ class GpuEngine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile all kernels, and record the graphs of all batch sizes, before they are needed."""
-        length = min(2 * self.info.block_size + 1, self.info.max_model_len - 1)
+        """Compile all kernels, run the largest step, and record the graphs of all batch sizes, before requests come."""
+        sizes = batch_sizes(self.info.num_slots)
+        with compiling_only():
+            self._run_short_steps()
+            with torch.cuda.stream(self._stream):
+                for batch in sizes:
+                    self._decode_nothing(batch)
+        self._run_short_steps()
+        self._run_largest_step()
+        with torch.cuda.stream(self._stream):
+            for batch in reversed(sizes):
+                self._graph(batch)
+
+    def _run_short_steps(self) -> None:
+        """A step of one chunk, then one of a chunk beside a request that decodes."""
+        length = min(2 * self.info.block_size + 1, self.info.max_model_len - 1, self.info.max_num_batched_tokens - 1)
+        for number in range(min(2, self.info.num_slots)):
+            self._run_chunks(number, range(number, number + 1), max(1, length))
+        self.reset()
+
+    def _run_largest_step(self) -> None:
+        """As many rows and sampled tokens as there can be in one: what it needs of memory is there from then on."""
+        num_slots = min(self.info.num_slots, self.info.max_num_batched_tokens)
+        length = min(self.info.max_num_batched_tokens // num_slots, self.info.max_model_len - 1)
+        self._run_chunks(0, range(num_slots), length)
+        self.reset()
+
+    def _run_chunks(self, number: int, slots: range, length: int) -> None:
+        """A new request for each slot, all in the same blocks."""
         blocks = pack(range(-(-length // self.info.block_size)))
         params = SamplingParams(max_tokens=2, temperature=0.0)
-        new = [NewRequest(slot, pack([0] * length), 0, blocks, params) for slot in range(min(2, self.info.num_slots))]
-        for number, request in enumerate(new):  # the second one beside a request that decodes
-            chunk = pack([request.slot])
-            self.run(Step(0, number, new=[request], chunk_slots=chunk, chunk_lengths=pack([length])))
-        self.reset()
-        for batch in reversed(batch_sizes(self.info.num_slots)):
-            with torch.cuda.stream(self._stream):
-                self._graph(batch)
+        new = [NewRequest(slot, pack([0] * length), 0, blocks, params) for slot in slots]
+        self.run(Step(0, number, new=new, chunk_slots=pack(slots), chunk_lengths=pack([length] * len(slots))))
 
     def _run_decoding(self, plan: Plan) -> tuple[Tensor, Tensor]:
         rows = len(plan.slots)
@@ -131,18 +153,24 @@ class GpuEngine:
         if known is not None:
             return known
         kept = self._inputs.clone()
-        num_slots = self.info.num_slots
-        self._inputs[:batch] = num_slots  # rows that only fill up, while recording
-        self._inputs[num_slots : num_slots + batch] = 0
-        self._decode(batch)  # compiles kernels and creates handles, which cannot be done while recording
+        self._decode_nothing(batch)  # creates libraries' handles, which cannot be done while recording
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            logits = self._decode(batch)
+        # Not by `torch.cuda.graph`, which gives all cached memory back to the driver each time.
+        graph.capture_begin(self._pool)
+        logits = self._decode(batch)
+        graph.capture_end()
         self._pool = self._pool or graph.pool()
         self._inputs.copy_(kept)
         self._graphs[batch] = _Graph(graph, logits)
         return self._graphs[batch]
+
+    def _decode_nothing(self, batch: int) -> None:
+        """Decode rows that belong to no slot."""
+        num_slots = self.info.num_slots
+        self._inputs[:batch] = num_slots
+        self._inputs[num_slots : num_slots + batch] = 0
+        self._decode(batch)
 
     def _decode(self, batch: int) -> Tensor:
         num_slots = self.info.num_slots

@@ -20,7 +20,7 @@ from octavo.shared.messages import (
     StepFailed,
     StepResult,
 )
-from octavo.shared.process import Pulse, StopFlag, Stopwatch
+from octavo.shared.process import Pulse, StopFlag, Stopwatch, report
 from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_context, wait
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class _Loop:
     def __init__(self, engine: RunsSteps, link: Link[Message], boot: bytes) -> None:
         self._engine, self._link, self._boot = engine, link, boot
         self._steps: deque[Step] = deque()
-        self._launched: deque[Launched] = deque()
+        self._launched: deque[tuple[int, Launched]] = deque()  # each under its step's number
         self.epoch = 0
 
     def turn(self) -> None:
@@ -93,9 +93,12 @@ class _Loop:
             if self._steps and len(self._launched) < MOST_LAUNCHED:
                 step = self._steps.popleft()
                 number = step.number
-                self._launched.append(self._engine.launch(step))
-            if self._launched and self._launched[0].is_done:
-                self._link.send(self._launched.popleft().result())
+                self._launched.append((number, self._engine.launch(step)))
+            if self._launched:
+                number, launched = self._launched[0]
+                if launched.is_done:
+                    self._launched.popleft()
+                    self._link.send(launched.result())
         except Exception as error:
             self._fail(number, error)
 
@@ -105,7 +108,9 @@ class _Loop:
 
     def _fail(self, number: int, error: Exception) -> None:
         # What the engine remembers may be half changed: the process ends, and the scheduler starts over.
+        reason = f"{type(error).__name__}: {error}"
         log.exception("step failed", extra={"step": number})
-        self._link.send(StepFailed(self.epoch, number, f"{type(error).__name__}: {error}"))
+        report("failed", role="executor", reason=reason.partition("\n")[0])
+        self._link.send(StepFailed(self.epoch, number, reason))
         time.sleep(0.1)  # for the message to leave: the socket does not linger
         sys.exit(1)

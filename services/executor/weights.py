@@ -4,10 +4,8 @@ Names are ours: `embed.weight`, `layers.3.attn.q.weight`, `norm.weight`, `head.w
 FP8 comes after its `weight_scale`, see `fp8_weights.py`. Sharding over ranks is not done here.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +17,7 @@ from octavo.services.executor.models.families.registry import Config, Family
 from octavo.services.executor.models.spec import Decoder, Layer, Norm
 from octavo.shared.errors import ModelError
 from octavo.shared.gguf_file import GgufFile
-from octavo.shared.model_files import ModelFiles
+from octavo.shared.model_files import ModelFiles, weight_files
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 # Buffers that old checkpoints keep: rotary frequencies and causal masks.
@@ -31,19 +29,23 @@ _NAMED_IN_ERRORS = 5
 
 
 def read_weights(files: ModelFiles, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model on the CPU, one at a time, in `dtype`, or in FP8 where it is stored so.
+    """Every tensor of the model on the CPU, in the order in which a decoder is built, as far as that costs nothing.
 
+    Those of safetensors are views of the mapped files, in the dtype that is stored there: nothing is read before they
+    are used. Those of GGUF files come in the file's order, dequantized to `dtype`.
     A name that the family does not know is yielded as it is, for check_weights to object to.
     Raises ModelError for files that are missing or broken.
     """
     config = family.complete(config)
-    is_tied = family.build(config).tied
+    spec = family.build(config)
+    weights: Iterable[tuple[str, Tensor]]
     if files.kind == "gguf":
         weights = read_gguf_weights(GgufFile(files.path), dtype)
     else:
-        weights = _read_safetensors(files.path, family, config, dtype)
+        place = {name: index for index, name in enumerate(expected_shapes(spec))}
+        weights = sorted(_read_safetensors(files, family, config), key=lambda each: place.get(each[0], -1))
     # A tied checkpoint may carry its head all the same.
-    return ((name, tensor) for name, tensor in weights if not (is_tied and name == _HEAD))
+    return ((name, tensor) for name, tensor in weights if not (spec.tied and name == _HEAD))
 
 
 def check_weights(spec: Decoder, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -87,8 +89,8 @@ def dummy_weights(
         yield name, tensor.normal_(0, _DUMMY_STD, generator=generator) if fill is None else tensor.fill_(fill)
 
 
-def _read_safetensors(folder: Path, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    paths, is_quantized = _find_shards(folder), bool(config.get("quantization_config"))
+def _read_safetensors(files: ModelFiles, family: Family, config: Config) -> Iterator[tuple[str, Tensor]]:
+    paths, is_quantized = weight_files(files), bool(config.get("quantization_config"))
     scales = Scales(paths if is_quantized else [])
     for path in paths:
         try:
@@ -97,9 +99,7 @@ def _read_safetensors(folder: Path, family: Family, config: Config, dtype: torch
                     if _JUNK.search(their_name) or (is_quantized and is_scale(their_name)):
                         continue
                     tensor = file.get_tensor(their_name)
-                    scale = scales.of(their_name, tensor)
-                    for name, part in _split(family, config, their_name, tensor, scale):
-                        yield name, part if scale is not None else part.to(dtype)
+                    yield from _split(family, config, their_name, tensor, scales.of(their_name, tensor))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read {path}: {error}") from error
 
@@ -115,17 +115,6 @@ def _split(
     for (name, part), (_, its_scale) in zip(parts, family.split(config, their_name, scale), strict=True):
         yield name + _SCALE, its_scale
         yield name, part
-
-
-def _find_shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read {index}: {error}") from error
-    return [folder / name for name in sorted(names)]
 
 
 def _our_name(name: str, family: Family) -> str:

@@ -18,9 +18,14 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Stats], int]], ...] = (
     ("generation_tokens", "Tokens generated.", lambda stats: stats.generation_tokens),
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
-    ("num_requests_running", "Requests that are being computed.", lambda stats: stats.num_running),
-    ("num_requests_waiting", "Requests that wait to be computed.", lambda stats: stats.num_waiting),
-    ("kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", lambda stats: _usage(stats)),
+    ("vllm:num_requests_running", "Requests that are being computed.", lambda stats: stats.num_running),
+    ("vllm:num_requests_waiting", "Requests that wait to be computed.", lambda stats: stats.num_waiting),
+    ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", lambda stats: _usage(stats)),
+    (
+        "octavo:kv_cache_waste_perc",
+        "Share of the used KV blocks that no token is for, 0 to 1.",
+        lambda stats: _waste(stats),
+    ),
 )
 
 
@@ -77,13 +82,17 @@ class _StatsCollector:
         if stats is None:
             return
         for name, text, value_of in _GAUGES:
-            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric([self._model_name], value_of(stats))
             yield gauge
         for name, text, value_of in _COUNTERS:
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
             counter.add_metric([self._model_name], value_of(stats))
             yield counter
+
+
+def _waste(stats: Stats) -> float:
+    return stats.num_unfilled / stats.num_positions if stats.num_positions else 0.0
 
 
 def _usage(stats: Stats) -> float:

@@ -130,7 +130,8 @@ class Scheduler:
         num_running = 0 if planner is None else len(planner.running)
         stats = msgspec.structs.replace(
             past, num_running=num_running, num_waiting=len(self._requests) - num_running, num_blocks_used=0,
-            prompt_tokens=self._prompt_tokens, generation_tokens=self._generation_tokens,
+            num_positions=0, num_unfilled=0, prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
         )  # fmt: skip
         if planner is None:
             return stats
@@ -138,6 +139,8 @@ class Scheduler:
             stats,
             num_blocks=planner.pool.num_blocks,
             num_blocks_used=planner.pool.num_held,
+            num_positions=planner.pool.num_held * planner.model.block_size,
+            num_unfilled=planner.num_unfilled,
             num_steps=past.num_steps + planner.number,
             num_preemptions=past.num_preemptions + planner.num_preemptions,
             prefix_queries=past.prefix_queries + planner.prefix_queries,

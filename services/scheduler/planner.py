@@ -43,6 +43,8 @@ class Planner:
         self.num_preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.num_unfilled = 0
+        """Positions of held blocks that no known token is for: in the last block of each running request."""
         self.roster = 0
         """Grows whenever a row of the batch may belong to another request, or to none."""
         self.by_slot: list[Request | None] = [None] * model.num_slots
@@ -80,6 +82,7 @@ class Planner:
         number = self.number + 1
         self._retire(number)
         grown_slots, grown_blocks = self._grow(number)
+        self.num_unfilled += len(grown_blocks) * self.model.block_size - self.num_decoding
         budget = self.model.max_num_batched_tokens - self.num_decoding
         most = most_chunk_tokens(self.num_decoding)
         budget = budget if most is None else min(budget, most)
@@ -262,6 +265,7 @@ class Planner:
         request.blocks = shared + self.pool.take(-(-len(request.token_ids) // block_size) - len(shared))
         request.num_shared = request.num_published = len(shared)
         request.num_planned = len(shared) * block_size
+        self.num_unfilled += self._unfilled(request)
         self.prefix_queries += len(request.token_ids)
         self.prefix_hits += request.num_planned
         rest = expected_output(request, self.typical_output, block_size)
@@ -319,6 +323,7 @@ class Planner:
 
     def _leave(self, request: Request) -> None:
         """Out of the running ones: blocks are given back, and nothing more is planned."""
+        self.num_unfilled -= self._unfilled(request)
         if request.state is State.FILLING:
             self._filling.remove(request)
             self._release_slot(request)
@@ -333,6 +338,13 @@ class Planner:
         del self.running[request]
         self._admission_is_futile = False
         self.roster += 1
+
+    def _unfilled(self, request: Request) -> int:
+        """Positions of its blocks that are for no token known, or planned to be computed."""
+        is_filling = request.state in (State.WAITING, State.FILLING)
+        last = min(self.number, request.last_step)
+        num_tokens = len(request.token_ids) if is_filling else request.num_planned_at(last)
+        return len(request.blocks) * self.model.block_size - num_tokens
 
     def _stop_decoding(self, request: Request) -> None:
         self.num_decoding -= 1

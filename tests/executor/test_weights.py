@@ -77,12 +77,16 @@ def test_shards_are_read_as_one(theirs: dict[str, torch.Tensor], spec: Decoder, 
     assert weights.keys() == expected_shapes(spec).keys()
 
 
-def test_weights_come_in_the_dtype_asked_for(theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    save_file(theirs, tmp_path / "model.safetensors")
+def test_weights_come_as_stored_and_in_the_order_in_which_they_are_needed(
+    theirs: dict[str, torch.Tensor], spec: Decoder, tmp_path: Path
+) -> None:
+    halves = {name: tensor.half() for name, tensor in reversed(theirs.items())}
+    save_file(halves, tmp_path / "model.safetensors")
 
-    dtypes = {tensor.dtype for _, tensor in read(tmp_path, dtype=torch.bfloat16)}
+    weights = list(read(tmp_path, dtype=torch.bfloat16))
 
-    assert dtypes == {torch.bfloat16}
+    assert [name for name, _ in weights] == list(expected_shapes(spec))
+    assert {tensor.dtype for _, tensor in weights} == {torch.float16}
 
 
 def test_buffers_of_old_checkpoints_are_passed_over(

@@ -184,6 +184,8 @@ def test_metrics_show_the_newest_counters_under_the_names_of_vllm(tmp_path: Path
         generation_tokens=500,
         prefix_queries=900,
         prefix_hits=300,
+        num_positions=400,
+        num_unfilled=12,
     )
 
     async def scenario() -> None:
@@ -201,6 +203,7 @@ def test_metrics_show_the_newest_counters_under_the_names_of_vllm(tmp_path: Path
             f"vllm:num_requests_running{label} 3.0",
             f"vllm:num_requests_waiting{label} 2.0",
             f"vllm:kv_cache_usage_perc{label} 0.25",
+            f"octavo:kv_cache_waste_perc{label} 0.03",
             f"vllm:prefix_cache_queries_total{label} 900.0",
             f"vllm:prefix_cache_hits_total{label} 300.0",
             f"vllm:num_preemptions_total{label} 4.0",

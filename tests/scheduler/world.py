@@ -82,6 +82,32 @@ class Executor:
         return self._engine.run(self.steps.popleft())
 
 
+class Ledger:
+    """What the slots' blocks hold once all planned steps have run, told from the steps alone."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, list[int]] = {}  # slot -> blocks, tokens known or computed, tokens left to compute
+
+    def apply(self, step: Step) -> None:
+        decoding = [slot for slot, (_, _, left) in self._held.items() if left == 0]
+        for slot in unpack(step.released):
+            decoding = [each for each in decoding if each != slot]
+            self._held[slot][2] = -1  # it stays as it is
+        for new in step.new:
+            known = len(unpack(new.token_ids))
+            self._held[new.slot] = [len(unpack(new.blocks)), known, known - new.num_computed]
+        for slot in unpack(step.grown_slots):
+            self._held[slot][0] += 1
+        for slot in decoding:
+            self._held[slot][1] += 1
+        for slot, length in zip(unpack(step.chunk_slots), unpack(step.chunk_lengths), strict=True):
+            self._held[slot][2] -= length
+
+    def num_unfilled(self, slots: list[int], block_size: int) -> int:
+        """Positions of these slots' blocks without a token."""
+        return sum(self._held[slot][0] * block_size - self._held[slot][1] for slot in slots)
+
+
 class World:
     """Turns of the whole system; `turn` moves each part on by a random amount."""
 
@@ -100,6 +126,7 @@ class World:
         self._prefixes = [self._some_tokens(self.info.max_model_len) for _ in range(3)]
         self._inbox = Inbox([], [], [])
         self._homeless: list[Client] = []
+        self._ledger = Ledger()
         self._start_scheduler()
         self._start_executor()
         self.tokenizers = [self._new_tokenizer() for _ in range(self.random.randint(1, 3))]
@@ -133,6 +160,18 @@ class World:
         self._deliver(self.scheduler.step(self.now, inbox))
         if self.scheduler.planner is not None:
             self.scheduler.planner.check()
+            self._check_waste()
+
+    def _check_waste(self) -> None:
+        """The metric is what the steps sent to the executor add up to."""
+        planner, stats = self.scheduler.planner, self.scheduler.stats()
+        assert planner is not None
+        slots = [request.slot for request in planner.running]
+        assert stats.num_unfilled == self._ledger.num_unfilled(slots, self.info.block_size)
+        assert stats.num_positions == len({block for each in planner.running for block in each.blocks}) * (
+            self.info.block_size
+        )
+        assert stats.num_unfilled < max(1, len(slots)) * self.info.block_size
 
     def finish(self) -> None:
         """Without more faults, everything comes to its end, and nothing is left behind."""
@@ -217,6 +256,10 @@ class World:
 
     def _deliver(self, outbox: Outbox) -> None:
         for to, message in outbox.to_executor:
+            if isinstance(message, Reset):
+                self._ledger = Ledger()
+            elif isinstance(message, Step):
+                self._ledger.apply(message)
             if to == self.executor.address:
                 self.executor.hear(message)
             else:

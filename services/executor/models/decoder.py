@@ -65,9 +65,9 @@ class Weights:
         return Linear(weight.contiguous(), bias, packed=self._pack)
 
     def norm(self, name: str, spec: Norm) -> NormLayer:
-        weight = self.get(f"{name}.weight") if spec.weight else None
-        if weight is not None and spec.kind.endswith("plus_one"):
-            weight = (self._named[f"{name}.weight"].float() + 1).to(self.dtype)
+        weight = self._named[f"{name}.weight"] if spec.weight else None
+        if weight is not None:
+            weight = (weight.float() + 1 if spec.kind.endswith("plus_one") else weight).to(self.dtype)
         return NormLayer(spec, weight, self.get(f"{name}.bias") if spec.bias else None)
 
 
@@ -200,7 +200,7 @@ class DecoderModel:
     """A spec with its weights.
 
     Args:
-        named: the weights by our names, of any float dtype.
+        named: the weights by our names, of any float dtype; each is asked for once.
         max_positions: the longest request, in tokens.
         pack: keep a second copy of the weights where more than one row needs one (bfloat16 on a CPU without tiles).
     """
