@@ -21,7 +21,7 @@ from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp,
 class Attend(Protocol):
     """Writes a layer's new keys and values into the cache and attends over it."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: "AttentionLayer") -> Tensor:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]"""
         ...
 
@@ -43,6 +43,14 @@ class Weights:
 
     def get(self, name: str) -> Tensor:
         return self._named[name].to(self.dtype)
+
+    def number(self, name: str) -> float:
+        """The only element of a tensor; 1 where there is none of this name."""
+        return float(self._named[name]) if name in self._named else 1.0
+
+    @property
+    def device(self) -> torch.device:
+        return self._named["embed.weight"].device
 
     def merged(self, *names: str, has_bias: bool) -> Linear:
         """One linear layer of the rows of several."""
@@ -68,6 +76,10 @@ class AttentionLayer:
         self.q_norm = weights.norm(f"{prefix}.q_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
+        self.sinks = weights.get(f"{prefix}.sinks").float() if spec.sinks else None  # [heads]
+        self.slopes = torch.tensor(spec.slopes, device=weights.device) if spec.slopes else None  # [heads]
+        # A KV cache in FP8 holds keys and values divided by these.
+        self.k_scale, self.v_scale = weights.number(f"{prefix}.k_scale"), weights.number(f"{prefix}.v_scale")
 
     def __call__(
         self,
@@ -92,7 +104,7 @@ class AttentionLayer:
         else:
             q, k, v = heads.split(self.splits, 1)  # type: ignore[no-untyped-call]  # torch's own
             q, k = self._normed_and_turned(q, k, angles)
-        return self.out(attend(layer, q, k, v, spec).flatten(1), residual)
+        return self.out(attend(layer, q, k, v, self).flatten(1), residual)
 
     def _normed_and_turned(self, q: Tensor, k: Tensor, angles: "Angles") -> tuple[Tensor, Tensor]:
         spec = self.spec
@@ -206,6 +218,7 @@ class DecoderModel:
         self.spec, self.dtype = spec, dtype
         self.embed = weights.get("embed.weight")
         self.positions = weights.get("positions.weight") if spec.positions else None
+        self.embed_norm = weights.norm("embed_norm", spec.norm) if spec.embed_norm else None
         self.layers = [DecoderLayer(layer, spec, weights, i) for i, layer in enumerate(spec.layers)]
         self.norm = weights.norm("norm", spec.norm)
         head = self.embed if spec.tied else weights.get("head.weight")
@@ -230,7 +243,7 @@ class DecoderModel:
             x = x * self.spec.embed_scale
         if self.positions is not None:
             x = x + F.embedding(positions + self.spec.position_offset, self.positions)
-        return x
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def angles(self, positions: Tensor) -> Angles:
         return Angles(self._ropes, positions)

@@ -1,6 +1,7 @@
 """The families of models: each says only how it differs from another. Importing the package knows all."""
 
 from octavo.services.executor.models.families import (
+    alibi,
     cohere,
     ernie,
     exaone,
@@ -22,6 +23,7 @@ from octavo.shared.errors import ModelError
 
 # Each of them enters its families in FAMILIES as it is imported.
 MODULES = (
+    alibi,
     cohere,
     ernie,
     exaone,
