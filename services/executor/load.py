@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16
 GPU_BLOCK_SIZE = 64
-MOST_HEAD_BYTES = 512  # of one key on a GPU: its pages in flight must fit into shared memory
+MOST_HEAD_BYTES = 512  # of one key on a GPU, as wide as a power of two: its pages in flight must fit shared memory
+ROW_BYTES = 16  # the tensor memory accelerator reads rows that are a multiple of it
 LEAST_CAPABILITY = (9, 0)
 """Of a GPU: older ones have no tensor memory accelerator, and nobody has tried the kernels on them."""
 SIM_BLOCKS = 65_536
@@ -80,6 +81,8 @@ def _load_cpu(config: Config, watch: Stopwatch) -> "Engine":
     from octavo.services.executor.models.decoder import DecoderModel
     from octavo.services.executor.models.families import build_spec
 
+    if config.kv_cache_dtype == "fp8":
+        raise ConfigError("--kv-cache-dtype fp8 needs --device cuda: on a CPU keys and values are kept in --dtype")
     files = locate(config.model)
     model_config = read_config(files)
     family, spec = build_spec(model_config)
@@ -125,7 +128,7 @@ def warm_up(engine: "Engine") -> None:
 def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     import torch
 
-    from octavo.services.executor.cache import bytes_per_block, uniform_attention
+    from octavo.services.executor.cache import FP8, bytes_per_block, uniform_attention
     from octavo.services.executor.gpu_engine import GpuEngine
     from octavo.services.executor.models.decoder import DecoderModel
     from octavo.services.executor.models.families import build_spec
@@ -135,9 +138,8 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     model_config = read_config(files)
     family, spec = build_spec(model_config)
     dtype = _choose_dtype(config, model_config)
-    head_dim = uniform_attention(spec).head_dim
-    if head_dim not in (16, 32, 64, 128, 256) or head_dim * dtype.itemsize > MOST_HEAD_BYTES:
-        raise ModelError(f"no GPU kernel for heads of {head_dim} dimensions in {dtype}: use --device cpu")
+    kv_dtype = FP8 if config.kv_cache_dtype == "fp8" else dtype
+    check_gpu_heads(uniform_attention(spec).head_dim, dtype, kv_dtype)
     named = _read_named(config, files, family, model_config, spec, dtype, device)
     limit = config.max_model_len or int(
         model_config.get("max_position_embeddings") or model_config.get("n_positions") or DEFAULT_MAX_LEN  # type: ignore[call-overload]  # JSON
@@ -149,7 +151,7 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     watch.report("weights", detail=f"{num_bytes / 2**30:.1f} GiB as {name}")
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     block_size = config.block_size or GPU_BLOCK_SIZE
-    per_block = bytes_per_block(spec, block_size, dtype)
+    per_block = bytes_per_block(spec, block_size, kv_dtype)
     free, total = torch.cuda.mem_get_info()
     budget = free - (1 - config.gpu_memory_utilization) * total - activation_bytes(spec, num_tokens, num_slots, dtype)
     num_blocks = config.num_kv_blocks or int(budget // per_block)
@@ -165,11 +167,26 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
         device="cuda",
         dtype=name,
     )
-    engine = GpuEngine(model, info, device)
+    engine = GpuEngine(model, info, device, kv_dtype)
     watch.report("model", detail=f"{num_blocks * block_size} tokens of KV")
     engine.warm_up()
     watch.report("graphs")
     return engine
+
+
+def check_gpu_heads(head_dim: int, dtype: "torch.dtype", kv_dtype: "torch.dtype") -> None:
+    """Raises ModelError for heads that the attention kernels on a GPU cannot read."""
+    most = MOST_HEAD_BYTES // dtype.itemsize
+    if head_dim > most:
+        raise ModelError(
+            f"heads of {head_dim} dimensions: the GPU kernels take {most} at most in {dtype}: use --device cpu"
+        )
+    if head_dim * kv_dtype.itemsize % ROW_BYTES:
+        multiple = ROW_BYTES // kv_dtype.itemsize
+        raise ModelError(
+            f"heads of {head_dim} dimensions: with keys and values in {kv_dtype} the GPU kernels take multiples of "
+            f"{multiple}: use {'--kv-cache-dtype auto' if kv_dtype != dtype else '--device cpu'}"
+        )
 
 
 def activation_bytes(spec: "Decoder", num_tokens: int, num_slots: int, dtype: "torch.dtype") -> int:
