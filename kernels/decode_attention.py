@@ -5,13 +5,15 @@ key_cache, value_cache  [blocks, kv_heads, block_size, head_dim]; any strides
 block_tables            [requests, max_blocks] int32: block i holds positions i * block_size and on
 lengths                 [requests] int32: positions to attend to, the new token's included
 max_length              the largest of lengths, known to the host
+sinks, slopes           [heads] float32, or None
 returns                 [requests, heads, head_dim] in the dtype of q
 
-    s_j = softcap(q . k_j * scale),  j in [length - window, length)
-    o   = sum_j exp(s_j) v_j / sum_j exp(s_j)
+    s_j = softcap(q . k_j * scale) + slope * (j - (length - 1)),  j in [length - window, length)
+    o   = sum_j exp(s_j) v_j / (exp(sink) + sum_j exp(s_j))
 
 Head h reads kv head h // (heads / kv_heads).
-source: Kwon et al. 2023 (PagedAttention), arXiv 2309.06180
+source: Kwon et al. 2023 (PagedAttention), arXiv 2309.06180; slopes: Press et al. 2022 (ALiBi), arXiv 2108.12409;
+sinks: Xiao et al. 2024, arXiv 2309.17453, learned as in gpt-oss
 """
 
 import torch
@@ -33,10 +35,14 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     loop = find_loop("decode_attention", q.dtype, q.device)
-    if loop is None or any(each.stride(-1) != 1 for each in (q, key_cache, value_cache, block_tables, lengths)):
-        return _attend_in_torch(q, key_cache, value_cache, block_tables, lengths, max_length, scale, window, softcap)
+    is_plain = sinks is None and slopes is None
+    tensors = q, key_cache, value_cache, block_tables, lengths
+    if loop is None or not is_plain or any(each.stride(-1) != 1 for each in tensors):
+        return _attend_in_torch(*tensors, max_length, scale, window, softcap, sinks, slopes)
     requests, heads, head_dim = q.shape
     kv_heads, block_size = key_cache.shape[1:3]
     group = heads // kv_heads
@@ -63,6 +69,8 @@ def _attend_in_torch(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
 ) -> Tensor:
     requests, heads, head_dim = q.shape
     kv_heads, block_size = key_cache.shape[1:3]
@@ -71,11 +79,14 @@ def _attend_in_torch(
     packed = q.reshape(requests, kv_heads, heads // kv_heads, head_dim)
     keys, values = gather(key_cache, tables), gather(value_cache, tables)
     bias = _length_bias(lengths, keys.shape[2], window, q.dtype)
-    if softcap is None:
+    if softcap is None and sinks is None and slopes is None:
         out = F.scaled_dot_product_attention(packed, keys, values, attn_mask=bias, scale=scale)
-    else:
-        out = attend(packed, keys, values, bias == 0, scale, softcap)
-    return out.reshape(requests, heads, head_dim)
+        return out.reshape(requests, heads, head_dim)
+    if slopes is not None:
+        distances = torch.arange(keys.shape[2], device=q.device) - (lengths[:, None] - 1)  # [requests, positions]
+        bias = bias + slopes.view(kv_heads, -1, 1) * distances[:, None, None]  # [requests, kv_heads, group, positions]
+    sinks = None if sinks is None else sinks.view(kv_heads, -1)
+    return attend(packed, keys, values, bias, scale, softcap, sinks).reshape(requests, heads, head_dim)
 
 
 def _length_bias(lengths: Tensor, positions: int, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -98,15 +109,30 @@ def gather(cache: Tensor, tables: Tensor) -> Tensor:
     return chosen.view(len(tables), kv_heads, -1, head_dim)
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:
-    """Attention in float32 with soft cap.
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention in float32 with all that it may have.
 
-    q [n, kv_heads, rows, head_dim]; keys, values [n, kv_heads, positions, head_dim]; seen broadcasts to
-    [n, kv_heads, rows, positions]. Returns the shape and dtype of q.
+    q [n, kv_heads, rows, head_dim]; keys, values [n, kv_heads, positions, head_dim]; bias, -inf where nothing is seen,
+    broadcasts to [n, kv_heads, rows, positions]; sinks [kv_heads, rows]. Returns the shape and dtype of q.
     """
     scores = q.float() @ keys.float().transpose(-1, -2) * scale
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))
-    return (scores.softmax(-1) @ values.float()).to(q.dtype)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + bias
+    if sinks is None:
+        return (scores.softmax(-1) @ values.float()).to(q.dtype)
+    # A sink is one more key, whose value is zero.
+    column = sinks[None, :, :, None].expand(len(q), -1, -1, 1)
+    weights = torch.cat((scores, column), -1).softmax(-1)[..., :-1]
+    return (weights @ values.float()).to(q.dtype)
 
 
 def reference(
@@ -118,6 +144,8 @@ def reference(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """The formula, one request and one head at a time, in float64."""
     out = torch.empty_like(q)
@@ -131,5 +159,9 @@ def reference(
             scores = keys @ q[request, head].double() * scale
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            out[request, head] = (scores.softmax(0) @ values).to(q.dtype)
+            if slopes is not None:
+                scores += slopes[head].double() * (torch.arange(first, length) - (length - 1))
+            weights = scores.exp()
+            total = weights.sum() + (0 if sinks is None else sinks[head].double().exp())
+            out[request, head] = (weights / total @ values).to(q.dtype)
     return out

@@ -28,6 +28,8 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     block_size = key_cache.shape[2]
     outs = []
@@ -36,14 +38,15 @@ def prefill_attention(
         keys = gather(key_cache, table)[:, :, :length]  # [1, kv_heads, length, head_dim]
         values = gather(value_cache, table)[:, :, :length]
         queries = chunk.transpose(0, 1)[None]  # [1, heads, chunk, head_dim]
-        if softcap is None:
+        if softcap is None and sinks is None and slopes is None:
             whole = length == len(chunk) and (window is None or window >= length)
             seen = None if whole else _seen(len(chunk), length, window, q.device)
             out = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=seen, is_causal=whole, scale=scale, enable_gqa=True
             )
         else:
-            out = _attend_groups(queries, keys, values, _seen(len(chunk), length, window, q.device), scale, softcap)
+            seen = _seen(len(chunk), length, window, q.device)
+            out = _attend_groups(queries, keys, values, seen, scale, softcap, sinks, slopes)
         outs.append(out[0].transpose(0, 1))
     return torch.cat(outs)
 
@@ -56,10 +59,25 @@ def _seen(chunk: int, length: int, window: int | None, device: torch.device) -> 
     return seen if window is None else seen & (others > own - window)
 
 
-def _attend_groups(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float) -> Tensor:
+def _attend_groups(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+) -> Tensor:
     """`attend` with the heads of a group as rows: [1, heads, chunk, head_dim] in and out."""
-    kv_heads = keys.shape[1]
-    group = q.shape[1] // kv_heads
-    rows = q.reshape(1, kv_heads, group * q.shape[2], -1)
-    out = attend(rows, keys, values, seen.repeat(group, 1), scale, softcap)
-    return out.view(q.shape)
+    kv_heads, chunk, length = keys.shape[1], q.shape[2], keys.shape[2]
+    rows = q.reshape(1, kv_heads, -1, q.shape[3])
+    bias = torch.zeros(seen.shape, device=q.device).masked_fill_(~seen, float("-inf"))
+    bias = bias.repeat(q.shape[1] // kv_heads, 1)  # [group * chunk, length]
+    if slopes is not None:
+        own = torch.arange(length - chunk, length, device=q.device)[:, None]
+        distances = torch.arange(length, device=q.device) - own  # [chunk, length]
+        bias = bias + (slopes[:, None, None] * distances).view(kv_heads, -1, length)
+    if sinks is not None:
+        sinks = sinks.repeat_interleave(chunk).view(kv_heads, -1)
+    return attend(rows, keys, values, bias, scale, softcap, sinks).view(q.shape)

@@ -69,6 +69,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Meta(description="tokens in a KV block, 1 to 256; none: 64 on cuda, 16 else", extra={"group": "KV cache"}),
     ] = None
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8"], Meta(description="of keys and values; auto: that of --dtype; fp8 (e4m3): on cuda only")
+    ] = "auto"
     num_kv_blocks: Annotated[Positive | None, Meta(description="KV blocks; none: as many as memory allows")] = None
     gpu_memory_utilization: Annotated[
         float,

@@ -1,11 +1,19 @@
 """Triton: attention of one new token a request over its pages; see `octavo.kernels.decode_attention` for the maths.
 
-Flash-decoding: each request's pages are cut into `splits` runs, each of which one program reduces to a partial
-output and its log-sum-exp; `_combine` joins them. All heads that share a kv head are columns of one program, so that
-keys and values are read once. Pages are read by the tensor memory accelerator: one page of one kv head is one box.
+Flash-decoding: one program reduces a run of a request's pages to a partial output and its log-sum-exp; these are joined
+afterwards, and a request that is one run is written at once. All heads that share a kv head are columns of one program,
+so that keys and values are read once. Pages are read by the tensor memory accelerator: one page of one kv head is one
+box, as wide as a power of two: what of it lies beyond the head is read as zeros, and is not fetched.
+
+There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, and the
+program that ends last of a request joins its runs. Without, every request is cut into as many runs, by the size of the
+batch alone, and `_combine` joins them.
 
 What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
 gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
+
+Of a cache in FP8 (e4m3) keys and values become float16, which takes one instruction for two of them; to bfloat16 the
+way leads through float32.
 
 source: Dao et al., Flash-Decoding (2023); Kwon et al. 2023 (PagedAttention), arXiv 2309.06180
 """
@@ -16,21 +24,38 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.work_list import (
+    MOST_PARTS,
+    MOST_PROGRAMS,
+    NUM_SMS,
+    PROGRAMS_PER_SM,
+    WORDS,
+    WorkList,
+    most_items,
+)
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
-NUM_SMS = 132
-PROGRAMS_PER_SM = 2
-MOST_PROGRAMS = 128  # of one request: more cost more to join than they gain
+PER_LOG2 = tl.constexpr(LOG2_E)
+FLOATS_AT_ONCE = 4096  # of partial outputs, while they are joined: 32 registers a thread
+MOST_ROWS = 2**31  # that the tensor memory accelerator counts to
 
 
 def page_boxes(cache: Tensor) -> TensorDescriptor:
     """How the tensor memory accelerator reads a layer's keys or values, one page of one kv head at a time.
 
-    cache: [blocks, kv_heads, page, head_dim], contiguous.
+    cache: [blocks, kv_heads, page, head_dim], contiguous. Raises ValueError if it has more rows than can be named.
     """
     page, head_dim = cache.shape[2:]
-    return TensorDescriptor.from_tensor(cache.view(-1, head_dim), [page, head_dim])
+    rows = cache.numel() // head_dim
+    if rows >= MOST_ROWS:
+        raise ValueError(f"a layer's KV cache has {rows} rows; kernels count to {MOST_ROWS - 1}: lower --num-kv-blocks")
+    return TensorDescriptor.from_tensor(cache.view(rows, head_dim), [page, box_width(head_dim)])
+
+
+def box_width(head_dim: int) -> int:
+    """Columns of a box: tensor cores multiply 16 or more, Triton powers of two."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def decode_attention(
@@ -46,74 +71,136 @@ def decode_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    work: WorkList | None = None,
 ) -> None:
     """One new token a request, whose key and value already lie in the cache.
 
     Args:
         q: [requests, heads, head_dim], contiguous.
-        keys, values: of one layer's cache, see `page_boxes`.
+        keys, values: of one layer's cache, see `page_boxes`; in FP8 they are what was divided by k_scale and v_scale.
         tables: [slots, max_blocks] int32.
         slots: [requests] int32, each request's row of `tables`.
         positions: [requests] int32, of the new token.
         scratch: float32, at least `scratch_size` elements; overwritten.
         out: as q; overwritten.
+        sinks, slopes: [heads] float32, see `octavo.kernels.decode_attention`.
+        work: of these requests and this window; None: all are cut alike.
     """
     requests, heads, head_dim = q.shape
-    splits = num_splits(requests, kv_heads)
-    rows = requests * heads * splits
-    _decode[(requests, kv_heads, splits)](
-        q, keys, values, tables, slots, positions, out, scratch, scratch[rows * head_dim :],
-        scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], SPLITS=splits,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **OVERLAP,
+    splits = 0 if work is not None else num_splits(requests, kv_heads)
+    rows = heads * (most_items(requests, kv_heads) if work is not None else requests * splits)
+    grid = (requests, kv_heads, splits) if work is None else (kv_heads, len(work.items))
+    lse = scratch[rows * head_dim :]
+    _decode[grid](
+        q, keys, values, tables, slots, positions, positions if work is None else work.items,
+        positions if work is None else work.counters, out, scratch, lse, sinks, slopes,
+        scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E, tables.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=keys.block_shape[1], PAGE=keys.block_shape[0],
+        SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
+        AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
         _combine[(requests * heads,)](
-            scratch, scratch[rows * head_dim :], out, DIM=head_dim, SPLITS=splits, num_warps=2, **OVERLAP
+            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=keys.block_shape[1], SPLITS=splits, num_warps=2, **OVERLAP
         )
 
 
 def num_splits(requests: int, kv_heads: int) -> int:
     """A power of two that gives every multiprocessor some programs, however few requests there are."""
     wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (requests * kv_heads))
-    return min(64, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
+    return min(MOST_PARTS, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
 
 
 def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int:
     """Floats that a batch of so many requests, or fewer, needs."""
-    return max(n * heads * num_splits(n, kv_heads) * (head_dim + 1) for n in range(1, requests + 1))
+    even = max(n * num_splits(n, kv_heads) for n in range(1, requests + 1))
+    return max(even, most_items(requests, kv_heads)) * heads * (head_dim + 1)
 
 
 @triton.jit
 def _decode(
-    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
-    scale, softcap, table_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr,
+    sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
+    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: requests, kv heads, splits. scale is in units of log2, softcap too."""
+    """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) kv heads, items. In units of log2."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
-    request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(positions_ptr + request) + 1
-    table = tables_ptr + tl.load(slots_ptr + request).to(tl.int64) * table_stride
-    first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-    first_page = first // PAGE
-    end_page = tl.cdiv(length, PAGE)
-    per_split = tl.cdiv(end_page - first_page, SPLITS)
-    low = first_page + split * per_split
-    high = tl.minimum(low + per_split, end_page)
+    if SPLITS == 0:
+        kv_head, item = tl.program_id(0), tl.program_id(1)
+        words = items_ptr + item * WORDS
+        request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
+        low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
+        if num == 0:
+            return
+        part = item - first_item
+        first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    else:
+        request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        item, num = request * SPLITS + part, SPLITS
+        slot, length = tl.load(slots_ptr + request), tl.load(positions_ptr + request) + 1
+        first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+        end_page = tl.cdiv(length, PAGE)
+        per_split = tl.cdiv(end_page - first // PAGE, SPLITS)
+        low = first // PAGE + part * per_split
+        high = tl.minimum(low + per_split, end_page)
 
-    row, dim, offset = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, PAGE)
-    heads = request * HEADS + kv_head * GROUP + row
-    q = tl.load(q_ptr + heads[:, None] * DIM + dim[None, :], mask=row[:, None] < GROUP, other=0.0)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
+    head = kv_head * GROUP + row
+    is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
+    place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+    peak, total, sums = _attend_pages(
+        tl.load(q_ptr + place, mask=is_live, other=0.0), keys, values,
+        tables_ptr + slot.to(tl.int64) * table_stride, kv_head, low, high, first, length, part == 0,
+        sinks_ptr + head if sinks_ptr is not None else None, slopes_ptr + head if slopes_ptr is not None else None,
+        row < GROUP, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
+    )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)
+    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    if num == 1:
+        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
+    else:
+        partial = item.to(tl.int64) * HEADS + head
+        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
+        if SPLITS == 0:
+            counter = counters_ptr + request * KV_HEADS + kv_head
+            tl.debug_barrier()  # so that the release below covers the stores of all threads
+            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num - 1:
+                tl.store(counter, 0)
+                _join(request, kv_head, first_item, num, partial_ptr, lse_ptr, out_ptr, HEADS, GROUP, DIM, BOX, AT_ONCE)
+
+
+@triton.jit
+def _attend_pages(
+    q, keys, values, table, kv_head, low, high, first, length, is_first_part, sinks, slopes, is_head, scale, softcap,
+    KV_HEADS: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr, SOFTCAP: tl.constexpr,
+    FP8: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The softmax over the pages from low to high: its peak and total of each row, and the sums of values, [BOX, ROWS].
+
+    A sink is a key of the first part that has no value.
+    """
+    offset = tl.arange(0, PAGE)
     peak = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([DIM, ROWS], tl.float32)
-    qt = tl.trans(q)
+    if sinks is not None:
+        has_sink = is_head & is_first_part
+        peak = tl.load(sinks, mask=has_sink, other=NEVER / PER_LOG2) * PER_LOG2
+        total = tl.where(has_sink, 1.0, 0.0)
+    if slopes is not None:
+        slope = tl.load(slopes, mask=is_head, other=0.0) * PER_LOG2
+    sums = tl.zeros([BOX, ROWS], tl.float32)
+    qt = tl.trans(q.to(tl.float16) if FP8 else q)
 
     # The number of the next page's block is read while this page is: a load that waits for another is not pipelined.
     block = tl.load(table + low, mask=low < high, other=0)
@@ -121,42 +208,72 @@ def _decode(
         place = (block * KV_HEADS + kv_head) * PAGE
         block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
         k = keys.load([place, 0])
-        scores = tl.dot(k, qt, input_precision="ieee") * scale
+        scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
         if SOFTCAP:
             # softcap * tanh(x / softcap)
-            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * 1.4426950408889634 * scores / softcap)))
-        seen = (page * PAGE + offset >= first) & (page * PAGE + offset < length)
-        scores = tl.where(seen[:, None], scores, NEVER)
+            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores / softcap)))
+        position = page * PAGE + offset
+        if slopes is not None:
+            scores += slope[None, :] * (position - length + 1).to(tl.float32)[:, None]
+        scores = tl.where(((position >= first) & (position < length))[:, None], scores, NEVER)
         v = values.load([place, 0])
+        v = v.to(tl.float16) if FP8 else v
         new_peak = tl.maximum(peak, tl.max(scores, 0))
         weights = tl.exp2(scores - new_peak[None, :])
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.sum(weights, 0)
         sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
         peak = new_peak
-
-    divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums / divisor[None, :])
-    if SPLITS == 1:
-        tl.store(
-            out_ptr + heads[:, None] * DIM + dim[None, :], sums.to(out_ptr.dtype.element_ty), mask=row[:, None] < GROUP
-        )
-    else:
-        place = heads * SPLITS + split
-        tl.store(partial_ptr + place.to(tl.int64)[:, None] * DIM + dim[None, :], sums, mask=row[:, None] < GROUP)
-        tl.store(lse_ptr + place, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
+    return peak, total, sums
 
 
 @triton.jit
-def _combine(partial_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr):
+def _join(
+    request, kv_head, first_item, num, partial_ptr, lse_ptr, out_ptr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """The outputs of all items of a request, weighted; past the first cache, for other programs have written them."""
+    ROWS: tl.constexpr = triton.next_power_of_2(GROUP)
+    ITEMS: tl.constexpr = AT_ONCE // (ROWS * BOX) if AT_ONCE >= ROWS * BOX else 1
+    row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
+    head = kv_head * GROUP + row
+    is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
+    peak = tl.full([ROWS], NEVER, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, BOX], tl.float32)
+    for start in range(0, num, ITEMS):
+        item = start + tl.arange(0, ITEMS)
+        place = (first_item + item).to(tl.int64)[:, None] * HEADS + head[None, :]
+        is_part = (item < num)[:, None] & (row < GROUP)[None, :]
+        lse = tl.load(lse_ptr + place, mask=is_part, other=NEVER, cache_modifier=".cg")
+        partial = tl.load(
+            partial_ptr + place[:, :, None] * DIM + dim[None, None, :],
+            mask=is_part[:, :, None] & (dim < DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        weights = tl.exp2(lse - new_peak[None, :])
+        shrink = tl.exp2(peak - new_peak)
+        total = total * shrink + tl.sum(weights, 0)
+        sums = sums * shrink[:, None] + tl.sum(partial * weights[:, :, None], 0)
+        peak = new_peak
+    place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+    tl.store(out_ptr + place, (sums / total[:, None]).to(out_ptr.dtype.element_ty), mask=is_live)
+
+
+@triton.jit
+def _combine(
+    partial_ptr, lse_ptr, out_ptr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """Grid: requests * heads. A split without pages has the log-sum-exp NEVER and weighs nothing."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
-    split, dim = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    lse = tl.load(lse_ptr + row * SPLITS + split)
+    split, dim = tl.arange(0, SPLITS), tl.arange(0, BOX)
+    place = (row // HEADS * SPLITS + split) * HEADS + row % HEADS
+    lse = tl.load(lse_ptr + place)
     weights = tl.exp2(lse - tl.max(lse, 0))
-    partial = tl.load(partial_ptr + (row * SPLITS + split)[:, None] * DIM + dim[None, :])
+    partial = tl.load(partial_ptr + place[:, None] * DIM + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
     out = tl.sum(partial * weights[:, None], 0) / tl.sum(weights, 0)
-    tl.store(out_ptr + row * DIM + dim, out.to(out_ptr.dtype.element_ty))
+    tl.store(out_ptr + row * DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)

@@ -2,7 +2,7 @@
 
 One program computes a tile of a chunk's tokens for one head. Keys and values come a page at a time by the tensor
 memory accelerator. Pages that all of a tile's tokens see whole need no mask and are most of the work. What lies in a
-page behind a request's end must be a number, as for `decode_attention`.
+page behind a request's end must be a number, as for `decode_attention`, which tells of FP8 and of boxes, too.
 
 source: Dao 2023 (FlashAttention-2), arXiv 2307.08691
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2
 from octavo.kernels.gpu.overlap import OVERLAP
 
 TILE = 64  # tokens
@@ -48,26 +48,32 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     """Fills the chunks' rows of `out`; q and out: [tokens, heads, head_dim], contiguous. See `decode_attention`."""
     heads, head_dim = q.shape[1:]
+    page, box = keys.block_shape
     _prefill[(len(chunks.tile_chunks), heads)](
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
-        chunks.tile_starts, out, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, PAGE=keys.block_shape[0], TILE=TILE,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim * q.itemsize <= 256 else 2,
-        num_warps=4 if head_dim <= 128 else 8, **OVERLAP,
+        chunks.tile_starts, out, sinks, slopes, scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E,
+        tables.stride(0), HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, TILE=TILE,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
+        STAGES=3 if box * q.itemsize <= 256 else 2, num_warps=4 if box <= 128 else 8, **OVERLAP,
     )  # fmt: skip
 
 
 @triton.jit
 def _prefill(
     q_ptr, keys, values, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr, tile_starts_ptr,
-    out_ptr, scale, softcap, table_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    out_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
+    TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles, heads. scale and softcap are in units of log2."""
+    """Grid: tiles, heads. scale and softcap are in units of log2. A sink is a key without a value."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -79,17 +85,22 @@ def _prefill(
     total = tl.load(totals_ptr + chunk)
     table = tables_ptr + tl.load(slots_ptr + chunk).to(tl.int64) * table_stride
 
-    token, dim, offset = tl.arange(0, TILE), tl.arange(0, DIM), tl.arange(0, PAGE)
-    is_live = start + token < length
-    place = ((tl.load(rows_ptr + chunk) + start + token).to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
-    q = tl.load(q_ptr + place, mask=is_live[:, None], other=0.0)
+    token, dim, offset = tl.arange(0, TILE), tl.arange(0, BOX), tl.arange(0, PAGE)
+    is_live = (start + token < length)[:, None] & (dim < DIM)[None, :]
+    first = ((tl.load(rows_ptr + chunk) + start).to(tl.int64) * HEADS + head) * DIM
+    place = token[:, None] * (HEADS * DIM) + dim[None, :]  # from the first
+    q = tl.load(q_ptr + first + place, mask=is_live, other=0.0).to(tl.float16 if FP8 else q_ptr.dtype.element_ty)
     position = total - length + start + token
     least = total - length + start
     end = tl.minimum(least + TILE, total)
 
     peak = tl.full([TILE], NEVER, tl.float32)
     sums_of_weights = tl.zeros([TILE], tl.float32)
-    sums = tl.zeros([TILE, DIM], tl.float32)
+    if sinks_ptr is not None:
+        peak = tl.zeros([TILE], tl.float32) + tl.load(sinks_ptr + head) * PER_LOG2
+        sums_of_weights += 1.0
+    slope = tl.load(slopes_ptr + head) * PER_LOG2 if slopes_ptr is not None else None
+    sums = tl.zeros([TILE, BOX], tl.float32)
     low = tl.maximum(least - WINDOW + 1, 0) // PAGE if WINDOW else 0
     # Pages up to here are seen whole by all tokens, but for those that a window cuts.
     whole_low = tl.cdiv(tl.maximum(end - WINDOW, 0), PAGE) if WINDOW else 0
@@ -98,7 +109,7 @@ def _prefill(
         for page in range(low, tl.minimum(whole_low, whole_high)):
             peak, sums_of_weights, sums = _attend_page(
                 q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset,
-                peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
+                peak, sums_of_weights, sums, slope, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, FP8, True,
             )  # fmt: skip
         low = tl.minimum(tl.maximum(low, whole_low), whole_high)
     block = tl.load(table + low, mask=low < whole_high, other=0)
@@ -106,32 +117,35 @@ def _prefill(
         next_block = tl.load(table + page + 1, mask=page + 1 < whole_high, other=0)
         peak, sums_of_weights, sums = _attend_page(
             q, keys, values, block, kv_head, position, page * PAGE + offset,
-            peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, False,
+            peak, sums_of_weights, sums, slope, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, FP8, False,
         )  # fmt: skip
         block = next_block
     for page in range(whole_high, tl.cdiv(end, PAGE)):
         peak, sums_of_weights, sums = _attend_page(
             q, keys, values, tl.load(table + page), kv_head, position, page * PAGE + offset,
-            peak, sums_of_weights, sums, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, True,
+            peak, sums_of_weights, sums, slope, scale, softcap, KV_HEADS, PAGE, WINDOW, SOFTCAP, FP8, True,
         )  # fmt: skip
-    sums = sums / tl.where(sums_of_weights > 0, sums_of_weights, 1.0)[:, None]
-    tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live[:, None])
+    sums = sums * (v_scale / tl.where(sums_of_weights > 0, sums_of_weights, 1.0))[:, None]
+    tl.store(out_ptr + first + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
 
 
 @triton.jit
 def _attend_page(
-    q, keys, values, block, kv_head, position, others, peak, sums_of_weights, sums, scale, softcap,
-    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
+    q, keys, values, block, kv_head, position, others, peak, sums_of_weights, sums, slope, scale, softcap,
+    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over one more page. position: of the tokens; others: of the page's."""
     place = (block * KV_HEADS + kv_head) * PAGE
     k = keys.load([place, 0])
-    scores = tl.dot(q, k.T, input_precision="ieee")
+    scores = tl.dot(q, (k.to(tl.float16) if FP8 else k).T, input_precision="ieee")
     v = values.load([place, 0])
     if SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * 1.4426950408889634 * scores * scale / softcap)))
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores * scale / softcap)))
     else:
         scores = scores * scale
+    if slope is not None:
+        scores += slope * (others[None, :] - position[:, None]).to(tl.float32)
     if MASKED:
         seen = others[None, :] <= position[:, None]
         if WINDOW:
@@ -141,5 +155,6 @@ def _attend_page(
     weights = tl.exp2(scores - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
     sums_of_weights = sums_of_weights * shrink + tl.sum(weights, 1)
+    v = v.to(tl.float16) if FP8 else v
     sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
     return new_peak, sums_of_weights, sums

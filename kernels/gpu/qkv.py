@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.kernels.gpu.overlap import OVERLAP
 
 HEADS_AT_ONCE = 8
+MOST_FP8 = tl.constexpr(448.0)  # the greatest number of e4m3
 
 
 def split_qkv(
@@ -27,6 +28,8 @@ def split_qkv(
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     eps: float = 0.0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Tensor:
     """Queries for attention; keys and values go into the cache.
 
@@ -37,6 +40,8 @@ def split_qkv(
         slots, positions: [tokens] int32. A token is written to its slot's block for its position.
         cos, sin: [positions, 1, dim], as `octavo.kernels.rope.tables` makes them.
         q_weight, k_weight: [head_dim] of an RMS norm over each head with `eps`; None: no norm.
+        k_scale, v_scale: a cache in FP8 holds keys and values divided by them; greater ones than it has become its
+            greatest.
 
     Returns: [tokens, heads, head_dim], turned.
     """
@@ -46,8 +51,9 @@ def split_qkv(
     _split_qkv[(tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_AT_ONCE))](
         qkv, q, key_cache, value_cache, tables, slots, positions, cos, sin,
         q_weight if q_weight is not None else qkv, k_weight if k_weight is not None else qkv, eps, tables.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, TURNED=cos.shape[-1], PAGE=page, INTERLEAVED=interleaved,
-        HAS_NORM=q_weight is not None, AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim * HEADS_AT_ONCE >= 1024 else 2,
+        1 / k_scale, 1 / v_scale, HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=triton.next_power_of_2(head_dim),
+        TURNED=cos.shape[-1], PAGE=page, INTERLEAVED=interleaved, HAS_NORM=q_weight is not None,
+        FP8=key_cache.itemsize == 1, AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim > 64 else 2,
         **OVERLAP,
     )  # fmt: skip
     return q
@@ -56,19 +62,21 @@ def split_qkv(
 @triton.jit
 def _split_qkv(
     qkv_ptr, q_ptr, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, cos_ptr, sin_ptr,
-    q_weight_ptr, k_weight_ptr, eps, table_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr, PAGE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAP: tl.constexpr,
+    q_weight_ptr, k_weight_ptr, eps, table_stride, k_factor, v_factor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, TURNED: tl.constexpr,
+    PAGE: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
-    head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, DIM)
+    head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, BOX)
     is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
     is_v = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
-    is_live = head < HEADS + 2 * KV_HEADS
+    is_dim = dim < DIM
+    is_live = (head < HEADS + 2 * KV_HEADS)[:, None] & is_dim[None, :]
     # The dimension that each one is turned with.
     half: tl.constexpr = TURNED // 2
     if INTERLEAVED:
@@ -78,23 +86,28 @@ def _split_qkv(
     else:
         other = tl.where(dim < TURNED, tl.where(dim < half, dim + half, dim - half), dim)
     row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
-    x = tl.load(row + dim[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)
-    y = tl.load(row + other[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)
+    x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
+    y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
     position = tl.load(positions_ptr + token)
     cos = tl.load(cos_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=1.0).to(tl.float32)
     sin = tl.load(sin_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=0.0).to(tl.float32)
     turned_x, turned_y = x, y
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)
-        q_weight, k_weight = tl.load(q_weight_ptr + dim).to(tl.float32), tl.load(k_weight_ptr + dim).to(tl.float32)
-        q_other, k_other = tl.load(q_weight_ptr + other).to(tl.float32), tl.load(k_weight_ptr + other).to(tl.float32)
+        q_weight = tl.load(q_weight_ptr + dim, mask=is_dim, other=0.0).to(tl.float32)
+        k_weight = tl.load(k_weight_ptr + dim, mask=is_dim, other=0.0).to(tl.float32)
+        q_other = tl.load(q_weight_ptr + other, mask=is_dim, other=0.0).to(tl.float32)
+        k_other = tl.load(k_weight_ptr + other, mask=is_dim, other=0.0).to(tl.float32)
         turned_x = x * factor[:, None] * tl.where(is_q[:, None], q_weight[None, :], k_weight[None, :])
         turned_y = y * factor[:, None] * tl.where(is_q[:, None], q_other[None, :], k_other[None, :])
     turned = turned_x * cos[None, :] + turned_y * sin[None, :]
-    dtype = q_ptr.dtype.element_ty
-    tl.store(q_ptr + (token * HEADS + head)[:, None] * DIM + dim[None, :], turned.to(dtype), mask=is_q[:, None])
+    q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
+    tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim[None, :])
     block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
     kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
     place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
-    tl.store(keys_ptr + place, turned.to(dtype), mask=is_k[:, None])
-    tl.store(values_ptr + place, x.to(dtype), mask=is_v[:, None])
+    if FP8:
+        turned = tl.clamp(turned * k_factor, -MOST_FP8, MOST_FP8, tl.PropagateNan.ALL)
+        x = tl.clamp(x * v_factor, -MOST_FP8, MOST_FP8, tl.PropagateNan.ALL)
+    tl.store(keys_ptr + place, turned.to(keys_ptr.dtype.element_ty), mask=is_k[:, None] & is_dim[None, :])
+    tl.store(values_ptr + place, x.to(values_ptr.dtype.element_ty), mask=is_v[:, None] & is_dim[None, :])

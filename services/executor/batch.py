@@ -10,7 +10,6 @@ from octavo.kernels.decode_attention import decode_attention
 from octavo.kernels.prefill_attention import prefill_attention
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
-from octavo.services.executor.models.spec import Attention
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
 
@@ -78,7 +77,8 @@ class PagedAttention:
     def __init__(self, batch: Batch, cache: KvCache) -> None:
         self._batch, self._cache = batch, cache
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionLayer) -> Tensor:
+        spec, slopes, sinks = attention.spec, attention.slopes, attention.sinks
         batch, keys, values = self._batch, self._cache.keys[layer], self._cache.values[layer]
         cache_write(k, v, keys, values, batch.places)
         outs = []
@@ -86,14 +86,14 @@ class PagedAttention:
             outs.append(
                 decode_attention(
                     q[: batch.num_decoding], keys, values, batch.decode_tables, batch.decode_lengths,
-                    batch.max_decode_length, spec.scale, spec.window, spec.softcap,
+                    batch.max_decode_length, spec.scale, spec.window, spec.softcap, sinks, slopes,
                 )
             )  # fmt: skip
         if batch.chunk_lengths:
             outs.append(
                 prefill_attention(
                     q[batch.num_decoding :], keys, values, batch.chunk_tables, batch.chunk_lengths,
-                    batch.chunk_totals, spec.scale, spec.window, spec.softcap,
+                    batch.chunk_totals, spec.scale, spec.window, spec.softcap, sinks, slopes,
                 )
             )  # fmt: skip
         return outs[0] if len(outs) == 1 else torch.cat(outs)

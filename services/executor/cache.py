@@ -10,6 +10,8 @@ from octavo.services.executor.models.spec import Attention, Decoder
 from octavo.shared.errors import ModelError
 
 CPU = torch.device("cpu")
+FP8 = torch.float8_e4m3fn
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by size: not all of torch's operators know FP8
 
 
 class KvCache:
@@ -30,15 +32,15 @@ class KvCache:
         if device.type == "cpu":
             # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
             pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-            self._all = torch.frombuffer(pages, dtype=dtype).view(shape)
+            self._bits = torch.frombuffer(pages, dtype=_BITS[dtype.itemsize]).view(shape)
         else:
-            self._all = torch.zeros(shape, dtype=dtype, device=device)
-        self.keys: list[Tensor] = [layer[0] for layer in self._all]
-        self.values: list[Tensor] = [layer[1] for layer in self._all]
+            self._bits = torch.zeros(shape, dtype=_BITS[dtype.itemsize], device=device)
+        self.keys: list[Tensor] = [layer[0].view(dtype) for layer in self._bits]
+        self.values: list[Tensor] = [layer[1].view(dtype) for layer in self._bits]
 
     def clear(self, blocks: Tensor) -> None:
         """Zero these blocks in every layer. blocks: [n] int64."""
-        self._all.index_fill_(2, blocks, 0)
+        self._bits.index_fill_(2, blocks, 0)
 
 
 def uniform_attention(spec: Decoder) -> Attention:
@@ -47,6 +49,12 @@ def uniform_attention(spec: Decoder) -> Attention:
     if len(shapes) != 1:
         raise ModelError(f"layers with different KV heads {sorted(shapes)} cannot share one cache")
     return spec.layers[0].attention
+
+
+def to_fp8(x: Tensor, scale: float) -> Tensor:
+    """Keys or values as a cache in FP8 has them: divided by `scale`; what is too great becomes its greatest number."""
+    most = torch.finfo(FP8).max
+    return (x.float() / scale).clamp(-most, most).to(FP8)
 
 
 def bytes_per_block(spec: Decoder, block_size: int, dtype: torch.dtype) -> int:

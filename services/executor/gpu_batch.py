@@ -13,11 +13,16 @@ from torch import Tensor
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 from octavo.kernels.gpu.qkv import split_qkv
-from octavo.services.executor.cache import KvCache, uniform_attention
+from octavo.kernels.gpu.work_list import WorkList, plan_work
+from octavo.services.executor.cache import FP8, KvCache, to_fp8, uniform_attention
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
-from octavo.services.executor.models.spec import Attention, Decoder
+from octavo.services.executor.models.spec import Decoder
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
+
+BALANCED_FROM = (
+    16  # requests: they are cut into items of equal work; fewer into as many parts each, which starts sooner
+)
 
 
 @dataclass
@@ -120,15 +125,20 @@ class GpuAttention:
     ) -> None:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._num_decoding, self._chunks = num_decoding, chunks
+        self._work: dict[int | None, WorkList] = {}  # by window
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionLayer) -> Tensor:
         cache = self._cache
         page = cache.keys[layer].shape[2]
         blocks = cache.tables[self._slots.long(), self._positions.long() // page].long()
         offsets = self._positions.long() % page
-        cache.keys[layer][blocks, :, offsets] = k
-        cache.values[layer][blocks, :, offsets] = v
-        return self._attend(layer, q.contiguous(), spec)
+        keys, values = cache.keys[layer], cache.values[layer]
+        if keys.dtype == FP8:
+            k, v = (to_fp8(x, scale).view(torch.uint8) for x, scale in ((k, attention.k_scale), (v, attention.v_scale)))
+            keys, values = keys.view(torch.uint8), values.view(torch.uint8)
+        keys[blocks, :, offsets] = k
+        values[blocks, :, offsets] = v
+        return self._attend(layer, q.contiguous(), attention)
 
     def of_qkv(self, layer: int, qkv: Tensor, attention: AttentionLayer, angles: Angles) -> Tensor | None:
         spec, cache = attention.spec, self._cache
@@ -140,20 +150,34 @@ class GpuAttention:
         q = split_qkv(
             qkv, cache.keys[layer], cache.values[layer], cache.tables, self._slots, self._positions, spec.heads,
             cos, sin, spec.rope.interleaved, None if q_norm is None else q_norm.weight,
-            None if k_norm is None else k_norm.weight, spec.qk_norm_like.eps,
+            None if k_norm is None else k_norm.weight, spec.qk_norm_like.eps, attention.k_scale, attention.v_scale,
         )  # fmt: skip
-        return self._attend(layer, q, spec)
+        return self._attend(layer, q, attention)
 
-    def _attend(self, layer: int, q: Tensor, spec: Attention) -> Tensor:
-        cache, decoding = self._cache, self._num_decoding
+    def _attend(self, layer: int, q: Tensor, attention: AttentionLayer) -> Tensor:
+        cache, decoding, spec = self._cache, self._num_decoding, attention.spec
+        is_fp8 = cache.keys[layer].dtype == FP8
+        k_scale, v_scale = (attention.k_scale, attention.v_scale) if is_fp8 else (1.0, 1.0)
+        sinks, slopes = attention.sinks, attention.slopes
         keys, values, out = cache.key_boxes[layer], cache.value_boxes[layer], torch.empty_like(q)
         if decoding:
             decode_attention(
                 q[:decoding], keys, values, cache.tables, self._slots, self._positions, cache.scratch, out,
-                cache.kv_heads, spec.scale, spec.window, spec.softcap,
+                cache.kv_heads, spec.scale, spec.window, spec.softcap, sinks, slopes, k_scale, v_scale,
+                self._work_list(spec.window) if decoding >= BALANCED_FROM else None,
             )  # fmt: skip
         if self._chunks is not None:
             prefill_attention(
-                q, keys, values, cache.tables, self._chunks, out, cache.kv_heads, spec.scale, spec.window, spec.softcap
-            )
+                q, keys, values, cache.tables, self._chunks, out, cache.kv_heads, spec.scale, spec.window, spec.softcap,
+                sinks, slopes, k_scale, v_scale,
+            )  # fmt: skip
         return out
+
+    def _work_list(self, window: int | None) -> WorkList:
+        """Of the decoding rows; made once for all layers with this window."""
+        if window not in self._work:
+            cache = self._cache
+            slots, positions = self._slots[: self._num_decoding], self._positions[: self._num_decoding]
+            page, most = cache.keys[0].shape[2], len(cache.tables)
+            self._work[window] = plan_work(slots, positions, cache.kv_heads, page, most, window)
+        return self._work[window]

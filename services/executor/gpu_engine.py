@@ -54,10 +54,10 @@ class _Graph:
 class GpuEngine:
     """Runs steps in the order in which they come; knows no more of a request than its slot."""
 
-    def __init__(self, model: DecoderModel, info: ModelInfo, device: torch.device) -> None:
+    def __init__(self, model: DecoderModel, info: ModelInfo, device: torch.device, kv_dtype: torch.dtype) -> None:
         self.info = info
         self._model = model
-        cache = self._kv = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype, device)
+        cache = self._kv = KvCache(model.spec, info.num_blocks, info.block_size, kv_dtype, device)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, cache.null_block)
         self._cache = GpuCache(model.spec, cache, info.num_slots, max_blocks)

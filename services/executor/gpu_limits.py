@@ -14,22 +14,31 @@ from octavo.services.executor.models.spec import Decoder
 from octavo.shared.errors import ConfigError, ModelError
 
 BLOCK_SIZES = (16, 32, 64, 128)  # of pages that are one tile of a matrix product
+MOST_HEAD_BYTES = 512  # of one key
+ROW_BYTES = 16  # the tensor memory accelerator reads rows that are a multiple of it
 MOST_PAGE_BYTES = 32 * 1024  # of one head's keys: the pages in flight must fit into shared memory
 
 
-def check_supported(spec: Decoder, dtype: torch.dtype, block_size: int) -> None:
+def check_supported(spec: Decoder, dtype: torch.dtype, kv_dtype: torch.dtype, block_size: int) -> None:
     """Raises ModelError or ConfigError, with one sentence, for what the GPU's kernels cannot do."""
     if not has_c_compiler():
         raise ConfigError("--device cuda needs a C compiler, by which Triton launches kernels: install gcc")
-    attention = uniform_attention(spec)
-    name, head_dim = str(dtype).removeprefix("torch."), attention.head_dim
-    if head_dim not in (16, 32, 64, 128, 256):
+    head_dim, name = uniform_attention(spec).head_dim, str(dtype).removeprefix("torch.")
+    if head_dim * dtype.itemsize > MOST_HEAD_BYTES:
         raise ModelError(
-            f"this model's heads have {head_dim} dimensions; the GPU's kernels take 16, 32, 64, 128 or 256: "
-            "use --device cpu"
+            f"this model's heads have {head_dim} dimensions; in {name} the GPU's kernels take at most "
+            f"{MOST_HEAD_BYTES // dtype.itemsize}: use --device cpu"
         )
-    if block_size not in BLOCK_SIZES or block_size * head_dim * dtype.itemsize > MOST_PAGE_BYTES:
-        most = min(BLOCK_SIZES[-1], MOST_PAGE_BYTES // (head_dim * dtype.itemsize))
+    if head_dim * kv_dtype.itemsize % ROW_BYTES:
+        remedy = "--kv-cache-dtype auto" if kv_dtype != dtype else "--device cpu"
+        raise ModelError(
+            f"this model's heads have {head_dim} dimensions; with keys and values in "
+            f"{str(kv_dtype).removeprefix('torch.')} the GPU's kernels take multiples of "
+            f"{ROW_BYTES // kv_dtype.itemsize}: use {remedy}"
+        )
+    row_bytes = box_width(head_dim) * dtype.itemsize
+    most = min(BLOCK_SIZES[-1], MOST_PAGE_BYTES // row_bytes)
+    if block_size not in BLOCK_SIZES or block_size > most:
         raise ConfigError(
             f"--block-size {block_size}: with heads of {head_dim} dimensions in {name} the GPU's kernels take "
             f"{BLOCK_SIZES[0]} to {most}"
@@ -37,6 +46,11 @@ def check_supported(spec: Decoder, dtype: torch.dtype, block_size: int) -> None:
     for layer in spec.layers:
         if layer.attention.window is not None and layer.attention.window < 1:
             raise ModelError(f"a sliding window of {layer.attention.window} tokens; at least 1 is needed")
+
+
+def box_width(head_dim: int) -> int:
+    """Columns that a page takes in shared memory; as in `octavo.kernels.gpu.decode_attention`, which needs Triton."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def has_c_compiler() -> bool:

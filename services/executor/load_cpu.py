@@ -31,6 +31,8 @@ def load_cpu(config: Config, watch: Stopwatch) -> Engine:
 
 
 def _load(config: Config, watch: Stopwatch) -> Engine:
+    if config.kv_cache_dtype == "fp8":
+        raise ConfigError("--kv-cache-dtype fp8 needs --device cuda: on a CPU keys and values are kept in --dtype")
     source = open_model(config, "cpu")
     spec, dtype = source.spec, source.dtype
     check_device(config.quantization, False, dtype, source.model_config)

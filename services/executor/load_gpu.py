@@ -7,7 +7,7 @@ import torch
 
 from octavo.kernels.gpu.compile_hooks import on_compile
 from octavo.kernels.gpu.decode_attention import scratch_size
-from octavo.services.executor.cache import bytes_per_block, uniform_attention
+from octavo.services.executor.cache import FP8, bytes_per_block, uniform_attention
 from octavo.services.executor.fp8_weights import check_device, is_linear, settle
 from octavo.services.executor.gpu_engine import GpuEngine, batch_sizes
 from octavo.services.executor.gpu_limits import check_supported, memory_for
@@ -31,13 +31,14 @@ def load_gpu(config: Config, watch: Stopwatch) -> GpuEngine:
     device = torch.device("cuda")
     source = open_model(config, "cuda")
     block_size = config.block_size or BLOCK_SIZE
-    check_supported(source.spec, source.dtype, block_size)
+    kv_dtype = FP8 if config.kv_cache_dtype == "fp8" else source.dtype
+    check_supported(source.spec, source.dtype, kv_dtype, block_size)
     with memory_for("the weights", "free memory that other processes hold, or take a smaller model"):
         model = _load_model(config, source, device)
     watch.report("weights", detail=f"{torch.cuda.memory_allocated() / GIB:.1f} GiB as {source.dtype_name}")
-    plan, info = _plan(config, source, block_size)
+    plan, info = _plan(config, source, block_size, kv_dtype)
     with memory_for("the KV cache", "lower --gpu-memory-utilization or --num-kv-blocks"):
-        engine = GpuEngine(model, info, device)
+        engine = GpuEngine(model, info, device, kv_dtype)
     watch.report("model", detail=f"{info.num_blocks * block_size} tokens of KV in {plan.kv / GIB:.1f} GiB")
     remedy = "lower --gpu-memory-utilization, --max-num-batched-tokens or --max-num-seqs"
     with memory_for("the largest steps", remedy):
@@ -71,7 +72,7 @@ def _load_model(config: Config, source: Source, device: torch.device) -> Decoder
     return model
 
 
-def _plan(config: Config, source: Source, block_size: int) -> tuple[GpuPlan, ModelInfo]:
+def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype) -> tuple[GpuPlan, ModelInfo]:
     spec, dtype = source.spec, source.dtype
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     attention = uniform_attention(spec)
@@ -79,7 +80,7 @@ def _plan(config: Config, source: Source, block_size: int) -> tuple[GpuPlan, Mod
     steps = step_bytes(spec, dtype.itemsize, num_tokens, num_slots, sum(batch_sizes(num_slots)))
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
     free, total = torch.cuda.mem_get_info()
-    per_block = bytes_per_block(spec, block_size, dtype)
+    per_block = bytes_per_block(spec, block_size, kv_dtype)
     plan = plan_gpu(config, total, free, torch.cuda.memory_allocated(), steps, per_block)
     remedy = "raise --num-kv-blocks or --gpu-memory-utilization"
     info = ModelInfo(

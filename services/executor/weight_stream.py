@@ -42,7 +42,7 @@ class Arriving(Mapping[str, Tensor]):
         return self._kept.pop(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._missing
+        return name in self._missing or name in self._kept
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._missing)
@@ -74,7 +74,7 @@ def to_device(
         coming: deque[tuple[str, Tensor, list[Future[None]], int]] = deque()
         ahead = 0
         for name, tensor in weights:
-            is_quantized = tensor.dtype == FP8 or name.endswith(".weight_scale")
+            is_quantized = tensor.dtype == FP8 or name.endswith("_scale")
             target = torch.empty(tensor.shape, dtype=tensor.dtype if is_quantized else dtype, device=device)
             coming.append((name, target, readers.copy(tensor, target), tensor.nbytes))
             ahead += tensor.nbytes

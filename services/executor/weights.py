@@ -19,7 +19,9 @@ from octavo.shared.errors import ModelError
 from octavo.shared.gguf_file import GgufFile
 from octavo.shared.model_files import ModelFiles, weight_files
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# The scales of a KV cache in FP8, under each of the names that checkpoints have for them.
+_KV_SCALE = re.compile(r"\.(?:([kv])_scale|([kv])_proj\.output_scale)$")
 # Buffers that old checkpoints keep: rotary frequencies and causal masks.
 _JUNK = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 _HEAD = "head.weight"
@@ -57,6 +59,9 @@ def check_weights(spec: Decoder, weights: Iterable[tuple[str, Tensor]]) -> Itera
     leftover: list[str] = []
     wrong: list[str] = []
     for name, tensor in weights:
+        if _KV_SCALE.search(name) and tensor.numel() == 1:
+            yield name, tensor  # what no spec tells of
+            continue
         if name.endswith(_SCALE) and name.removesuffix(_SCALE) in missing:
             yield name, tensor
             continue
@@ -97,7 +102,8 @@ def _read_safetensors(files: ModelFiles, family: Family, config: Config) -> Iter
             with safe_open(path, framework="pt") as file:
                 for their_name in file.keys():
                     if _JUNK.search(their_name) or (is_quantized and is_scale(their_name)):
-                        continue
+                        if not _KV_SCALE.search(their_name):
+                            continue
                     tensor = file.get_tensor(their_name)
                     yield from _split(family, config, their_name, tensor, scales.of(their_name, tensor))
         except (OSError, SafetensorError) as error:
@@ -121,6 +127,8 @@ def _our_name(name: str, family: Family) -> str:
     """Their name to ours; itself where the family does not know the module."""
     layer = _LAYER.search(name)
     prefix = f"layers.{layer[1]}." if layer else ""
+    if scale := _KV_SCALE.search(name):
+        return f"{prefix}attn.{scale[1] or scale[2]}_scale"
     module, _, leaf = name[layer.end() if layer else 0 :].rpartition(".")
     return f"{prefix}{family.names[module]}.{leaf}" if module in family.names else name
 
@@ -138,6 +146,8 @@ def _list_weights(spec: Decoder) -> Iterator[_Weight]:
     yield "embed.weight", (spec.vocab, spec.hidden), None
     if spec.positions:
         yield "positions.weight", (spec.positions, spec.hidden), None
+    if spec.embed_norm:
+        yield from _list_norm("embed_norm", spec.norm, spec.hidden)
     for i, layer in enumerate(spec.layers):
         for name, shape, fill in _list_layer(spec, layer):
             yield f"layers.{i}.{name}", shape, fill
@@ -157,6 +167,8 @@ def _list_layer(spec: Decoder, layer: Layer) -> Iterator[_Weight]:
     yield from _list_linear("attn.k", kv_size, spec.hidden, attention.qkv_bias)
     yield from _list_linear("attn.v", kv_size, spec.hidden, attention.qkv_bias)
     yield from _list_linear("attn.o", spec.hidden, q_size, attention.out_bias)
+    if attention.sinks:
+        yield "attn.sinks", (attention.heads,), None
     if attention.qk_norm:
         is_over_all = attention.qk_norm == "all"
         q_normed, k_normed = (q_size, kv_size) if is_over_all else (attention.head_dim, attention.head_dim)

@@ -15,6 +15,7 @@ from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError, ModelError
 from octavo.shared.process import Stopwatch
 
+BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 6, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 64,
@@ -60,36 +61,57 @@ def test_a_gpu_computes_in_the_models_dtype(own: str) -> None:
     assert choose_dtype(Config(), {"dtype": own}, "cuda") is getattr(torch, own)
 
 
-def test_a_head_size_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head_dim", [8, 16, 64, 80, 96, 112, 120, 128, 192, 256])
+def test_heads_that_are_no_power_of_two_have_kernels(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc")
-    _, spec = build_spec(LLAMA | {"head_dim": 96})
-    with pytest.raises(ModelError, match="heads have 96 dimensions; .* use --device cpu"):
-        check_supported(spec, torch.bfloat16, 64)
+    check_supported(build_spec(LLAMA | {"head_dim": head_dim})[1], BF16, BF16, 64)
 
 
-@pytest.mark.parametrize("block_size, head_dim, most", [(8, 64, 128), (256, 64, 128), (128, 256, 64)])
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "kv_dtype", "problem"),
+    [
+        (
+            320,
+            BF16,
+            BF16,
+            "heads have 320 dimensions; in bfloat16 .* take at most 256: use --device cpu",
+        ),
+        (192, F32, F32, "take at most 128"),
+        (100, BF16, BF16, "heads have 100 dimensions; .* multiples of 8: use --device cpu"),
+        (120, BF16, FP8, "heads have 120 dimensions; .* multiples of 16: use --kv-cache-dtype auto"),
+    ],
+)
+def test_heads_without_a_kernel_are_refused(
+    head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "cc")
+    with pytest.raises(ModelError, match=problem):
+        check_supported(build_spec(LLAMA | {"head_dim": head_dim})[1], dtype, kv_dtype, 64)
+
+
+@pytest.mark.parametrize("block_size, head_dim, most", [(8, 64, 128), (256, 64, 128), (128, 256, 64), (128, 192, 64)])
 def test_a_block_size_without_a_kernel_is_named(
     block_size: int, head_dim: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "cc")
     _, spec = build_spec(LLAMA | {"head_dim": head_dim})
-    check_supported(spec, torch.bfloat16, most)
+    check_supported(spec, BF16, BF16, most)
     with pytest.raises(ConfigError, match=rf"--block-size {block_size}: .* {head_dim} .* take 16 to {most}"):
-        check_supported(spec, torch.bfloat16, block_size)
+        check_supported(spec, BF16, BF16, block_size)
 
 
 def test_a_window_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc")
     _, spec = build_spec(LLAMA | {"model_type": "mistral", "sliding_window": -1})
     with pytest.raises(ModelError, match="a sliding window of -1 tokens"):
-        check_supported(spec, torch.bfloat16, 64)
+        check_supported(spec, BF16, BF16, 64)
 
 
 def test_a_missing_c_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="install gcc"):
-        check_supported(build_spec(LLAMA)[1], torch.bfloat16, 64)
+        check_supported(build_spec(LLAMA)[1], BF16, BF16, 64)
 
 
 @pytest.mark.parametrize(

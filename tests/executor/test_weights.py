@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tests.tools.tiny_gguf import TINY_LLAMA, random_array, write_gguf
 
+from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.models.spec import Decoder, Norm
 from octavo.services.executor.weights import check_weights, dummy_weights, expected_shapes, read_weights
@@ -98,6 +99,19 @@ def test_buffers_of_old_checkpoints_are_passed_over(
     weights = dict(check_weights(spec, read(tmp_path)))
 
     assert weights.keys() == expected_shapes(spec).keys()
+
+
+@pytest.mark.parametrize("names", [("attn.k", "attn.v"), ("k_proj.k", "v_proj.v"), ("k", "v")])
+def test_scales_of_a_kv_cache_reach_the_attention(
+    names: tuple[str, str], theirs: dict[str, torch.Tensor], spec: Decoder, tmp_path: Path
+) -> None:
+    scales = {f"{LAYER}.self_attn.{names[i]}_scale": torch.tensor(value) for i, value in enumerate((0.5, 0.125))}
+    save_file(theirs | scales, tmp_path / "model.safetensors")
+
+    model = DecoderModel(spec, dict(check_weights(spec, read(tmp_path))), torch.float32, max_positions=8)
+
+    attention = model.layers[0].attention
+    assert (attention.k_scale, attention.v_scale) == (0.5, 0.125)
 
 
 def test_a_tied_model_has_no_head(theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -35,7 +35,17 @@ GEMMA3 = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "query_pre_attn_scalar": 64,
 }
-CASES = [("llama", {}), ("qwen3", {}), ("gemma3_text", GEMMA3), ("qwen2", {}), ("phi3", {}), ("cohere", {})]
+CASES = [
+    ("llama", {}),
+    ("llama", {"head_dim": 80}),
+    ("qwen3", {}),
+    ("gemma3_text", GEMMA3),
+    ("qwen2", {}),
+    ("phi3", {}),
+    ("cohere", {}),
+    ("bloom", {"n_head": 8, "n_layer": 4}),
+    ("mpt", {"d_model": 192, "n_heads": 4, "n_layers": 4, "max_seq_len": 2048}),
+]
 NUM_TOKENS = 80
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0)
 
@@ -65,6 +75,26 @@ def test_greedy_equals_transformers(tmp_path: Path, model_type: str, changes: di
         chosen = logits.gather(1, torch.tensor(ours, device="cuda")[:, None])[:, 0]
         # Of all but equal logits either may be taken.
         assert (logits.amax(1) - chosen).max() < 1e-3
+
+
+@pytest.mark.parametrize("model_type, changes", [("llama", {}), ("bloom", {"n_head": 8, "n_layer": 4})])
+def test_greedy_with_a_cache_in_fp8_is_near_transformers(
+    tmp_path: Path, model_type: str, changes: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    theirs = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**{**COMMON, **changes})).float().eval()
+    theirs.save_pretrained(tmp_path)
+    theirs.cuda()
+    engine = load_engine(
+        Config(model=str(tmp_path), device="cuda", dtype="bfloat16", kv_cache_dtype="fp8", max_num_seqs=8,
+               max_num_batched_tokens=256, num_kv_blocks=64, max_model_len=1024), Stopwatch())  # fmt: skip
+    prompts = [[(7 * i + j * j) % 1000 for j in range(length)] for i, length in enumerate((1, 63, 64, 65, 300))]
+    for prompt, ours in zip(prompts, Pipeline(engine).generate(prompts, GREEDY), strict=True):
+        with torch.inference_mode():
+            logits = theirs(torch.tensor([prompt + ours], device="cuda")).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(ours, device="cuda")[:, None])[:, 0]
+        # A token taken at random would lie some three deviations below the best.
+        assert ((logits.amax(1) - chosen) / logits.std(1)).mean() < 0.3
 
 
 def test_a_seed_gives_the_same_tokens_in_any_batch(tmp_path: Path) -> None:

@@ -1,19 +1,14 @@
-"""The Triton kernels on a GPU against the formulas in float64 on the same inputs.
-
-Blocks of others hold NaN. What lies behind a request's end in its own last page is a number, by contract, but large.
-"""
+"""The Triton kernels on a GPU, all but attention, against the formulas in float64 on the same inputs."""
 
 import math
 
 import pytest
 import torch
-from torch import Tensor
+from tests.tools.paged import FP8, close
 
 pytestmark = pytest.mark.gpu
 PAGE = 64
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Relative error of the whole output: ||out - ref|| / ||ref||.
-TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float32: 5e-6}
 
 
 @pytest.fixture(autouse=True)
@@ -21,120 +16,11 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def close(out: Tensor, reference: Tensor) -> None:
-    assert out.shape == reference.shape and not out.isnan().any()
-    error = (out.double() - reference).norm() / reference.norm()
-    assert error < TOLERANCE[out.dtype], f"relative error {error:.1e}"
-
-
-class Paged:
-    """Random keys and values of requests, in pages in random order."""
-
-    def __init__(self, lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype, page: int = PAGE) -> None:
-        from octavo.kernels.gpu.decode_attention import page_boxes
-
-        most = -(-max(lengths) // page)
-        blocks = torch.randperm(len(lengths) * most + 3)[: len(lengths) * most].view(len(lengths), most)
-        self.slots = torch.randperm(len(lengths)).int()
-        self.tables = torch.empty_like(blocks).int()
-        self.tables[self.slots.long()] = blocks.int()
-        shape = (len(lengths) * most + 3, kv_heads, page, dim)
-        caches = [torch.full(shape, math.nan, dtype=dtype, device="cuda") for _ in range(2)]
-        self.dense: list[list[Tensor]] = [[], []]
-        for request, length in enumerate(lengths):
-            for cache, dense in zip(caches, self.dense, strict=True):
-                values = torch.randn(length, kv_heads, dim, device="cuda").to(dtype)
-                dense.append(values.double())
-                for start in range(0, length, page):
-                    some = values[start : start + page].transpose(0, 1)
-                    cache[int(blocks[request, start // page])] = 1e4
-                    cache[int(blocks[request, start // page]), :, : some.shape[1]] = some
-        self.keys, self.values = caches
-        self.key_boxes, self.value_boxes = (page_boxes(cache) for cache in caches)
-        self.tables, self.slots = self.tables.cuda(), self.slots.cuda()
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
-    """The last len(q) positions of one request; q [n, heads, dim], keys and values [length, kv_heads, dim], float64."""
-    group = q.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-    scores = torch.einsum("nhd,lhd->hnl", q, keys) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    own = torch.arange(len(keys) - len(q), len(keys), device=q.device)[:, None]
-    others = torch.arange(len(keys), device=q.device)
-    seen = others <= own
-    if window is not None:
-        seen &= others > own - window
-    return torch.einsum("hnl,lhd->nhd", scores.masked_fill(~seen, -math.inf).softmax(-1), values)
-
-
-LENGTHS = [1, 63, 64, 65, 128, 700, 2, 1500]
-SHAPES = [(8, 4, 128), (2, 3, 64), (1, 8, 256), (4, 1, 128), (1, 16, 64), (2, 7, 128)]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kv_heads, group, dim", SHAPES)
-@pytest.mark.parametrize("window, softcap", [(None, None), (100, None), (64, 30.0), (None, 20.0)])
-@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[-1:], LENGTHS * 12], ids=["eight", "one", "many"])
-def test_decode_attention(
-    lengths: list[int],
-    window: int | None,
-    softcap: float | None,
-    kv_heads: int,
-    group: int,
-    dim: int,
-    dtype: torch.dtype,
-) -> None:
-    from octavo.kernels.gpu.decode_attention import decode_attention, scratch_size
-
-    if dim == 256 and dtype == torch.float32:
-        pytest.skip("two pages of float32 do not fit into shared memory")
-    paged = Paged(lengths, kv_heads, dim, dtype)
-    q = torch.randn(len(lengths), kv_heads * group, dim, device="cuda").to(dtype)
-    out = torch.full_like(q, math.nan)
-    scratch = torch.full((scratch_size(len(lengths), kv_heads * group, kv_heads, dim),), math.nan, device="cuda")
-    positions = torch.tensor(lengths, device="cuda").int() - 1
-    decode_attention(
-        q, paged.key_boxes, paged.value_boxes, paged.tables, paged.slots, positions, scratch, out,
-        kv_heads, 0.1, window, softcap,
-    )  # fmt: skip
-    for request in range(min(len(lengths), 8)):
-        keys, values = paged.dense[0][request], paged.dense[1][request]
-        close(out[request : request + 1], attend(q[request : request + 1].double(), keys, values, 0.1, window, softcap))
-    assert not out.isnan().any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kv_heads, group, dim", SHAPES)
-@pytest.mark.parametrize("window, softcap", [(None, None), (100, None), (64, 30.0)])
-def test_prefill_attention(
-    window: int | None, softcap: float | None, kv_heads: int, group: int, dim: int, dtype: torch.dtype
-) -> None:
-    from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
-
-    if dtype == torch.float32 and dim == 256:
-        pytest.skip("two pages of float32 do not fit into shared memory")
-    lengths, totals = [1, 128, 129, 500, 64, 3, 900], [1, 128, 300, 563, 129, 800, 900]
-    paged = Paged(totals, kv_heads, dim, dtype)
-    first = 5  # rows of decoding requests, which must stay as they are
-    q = torch.randn(first + sum(lengths), kv_heads * group, dim, device="cuda").to(dtype)
-    out = torch.full_like(q, math.nan)
-    rows = [first + sum(lengths[:index]) for index in range(len(lengths))]
-    tiles = [(index, start) for index, length in enumerate(lengths) for start in range(0, length, TILE)]
-    columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
-    on_device = [torch.tensor(each, dtype=torch.int32, device="cuda") for each in columns]
-    chunks = Chunks(*on_device[:3], paged.slots, *on_device[3:])
-    prefill_attention(q, paged.key_boxes, paged.value_boxes, paged.tables, chunks, out, kv_heads, 0.1, window, softcap)
-    assert out[:first].isnan().all()
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        some = slice(row, row + length)
-        expected = attend(q[some].double(), paged.dense[0][index], paged.dense[1][index], 0.1, window, softcap)
-        close(out[some], expected)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim, turned, is_interleaved", [(128, 128, False), (64, 32, False), (64, 64, True)])
+@pytest.mark.parametrize(
+    "dim, turned, is_interleaved",
+    [(128, 128, False), (64, 32, False), (64, 64, True), (80, 80, False), (96, 24, False), (192, 192, True)],
+)
 @pytest.mark.parametrize("heads, kv_heads", [(32, 8), (9, 3), (4, 1)])
 @pytest.mark.parametrize("has_norm", [True, False])
 def test_split_qkv(
@@ -165,6 +51,27 @@ def test_split_qkv(
     close(caches[0][blocks, :, offsets], expected[1])
     assert torch.equal(caches[1][blocks, :, offsets], qkv.view(tokens, -1, dim)[:, heads + kv_heads :])
     assert [int((~cache.isnan()).sum()) for cache in caches] == [tokens * kv_heads * dim] * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 80, 128])
+@pytest.mark.parametrize("k_scale, v_scale", [(1.0, 1.0), (0.25, 4.0)])
+def test_split_qkv_into_a_cache_in_fp8(k_scale: float, v_scale: float, dim: int, dtype: torch.dtype) -> None:
+    from octavo.kernels.gpu.qkv import split_qkv
+
+    tokens, kv_heads = 37, 3
+    qkv = torch.randn(tokens, 3 * kv_heads * dim, device="cuda").to(dtype)
+    heads = qkv.view(tokens, 3 * kv_heads, dim)
+    heads[3, :, 5], heads[4, :, 6], heads[5, :, 7] = 5000.0, -5000.0, math.nan
+    cos, sin = torch.ones(200, 1, dim, dtype=dtype, device="cuda"), torch.zeros(200, 1, dim, dtype=dtype, device="cuda")
+    positions, slots = torch.randint(0, 200, (tokens,)).int().cuda(), torch.randperm(tokens).int().cuda()
+    tables = torch.randperm(tokens * 4).int().cuda().view(tokens, 4)
+    caches = [torch.zeros(tokens * 4, kv_heads, PAGE, dim, device="cuda").to(FP8) for _ in range(2)]
+    split_qkv(qkv, *caches, tables, slots, positions, kv_heads, cos, sin, False, k_scale=k_scale, v_scale=v_scale)
+    blocks, offsets = tables[slots.long(), positions.long() // PAGE].long(), positions.long() % PAGE
+    for cache, first, scale in ((caches[0], kv_heads, k_scale), (caches[1], 2 * kv_heads, v_scale)):
+        expected = (heads[:, first : first + kv_heads].float() / scale).clamp(-448, 448).to(FP8).float()
+        torch.testing.assert_close(cache.float()[blocks, :, offsets], expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,6 +11,7 @@ from octavo.kernels.cache_write import cache_write
 from octavo.kernels.cache_write import reference as write_reference
 from octavo.kernels.decode_attention import decode_attention
 from octavo.kernels.decode_attention import reference as attention_reference
+from octavo.kernels.prefill_attention import prefill_attention
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.bfloat16: (1.6e-2, 1e-2)}
@@ -86,6 +87,35 @@ def test_decode_attention_reads_nothing_beyond_its_length(
     close(actual, attention_reference(q, keys, values, tables, lengths, 0.3, window, softcap))
     alone = decode_attention(q[4:5], keys, values, tables[4:5], lengths[4:5], 33, 0.3, window, softcap)
     assert torch.equal(actual[4:5], alone), "a request's attention depends on its batch"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("window, softcap", [(None, None), (5, None), (16, 30.0)])
+@pytest.mark.parametrize("kind", ["sinks", "slopes", "sinks and slopes"])
+def test_attention_with_sinks_and_slopes_is_its_reference(
+    kind: str, window: int | None, softcap: float | None, group: int, dtype: torch.dtype
+) -> None:
+    lengths, chunks = [1, 16, 17, 60], [1, 16, 3, 20]
+    tables = torch.randperm(16).view(4, 4).int()
+    keys, values = (torch.randn(16, 2, 16, 40).to(dtype) for _ in range(2))
+    heads = 2 * group
+    both = {"sinks": torch.linspace(-9, 9, heads), "slopes": torch.rand(heads)}
+    how = {name: each for name, each in both.items() if name in kind}
+    q = torch.randn(4, heads, 40).to(dtype)
+    of_requests = torch.tensor(lengths, dtype=torch.int32)
+    close(
+        decode_attention(q, keys, values, tables, of_requests, 60, 0.3, window, softcap, **how),
+        attention_reference(q, keys, values, tables, of_requests, 0.3, window, softcap, **how),
+    )
+    q = torch.randn(sum(chunks), heads, 40).to(dtype)
+    # A chunk is requests of one token each, whose lengths grow by one.
+    of_tokens = torch.cat([torch.arange(end - n, end) + 1 for n, end in zip(chunks, lengths, strict=True)])
+    of_rows = tables.repeat_interleave(torch.tensor(chunks), 0)
+    close(
+        prefill_attention(q, keys, values, tables, chunks, lengths, 0.3, window, softcap, **how),
+        attention_reference(q, keys, values, of_rows, of_tokens, 0.3, window, softcap, **how),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -59,6 +59,8 @@ VISION = {
 # Tiny sizes for each family, on top of COMMON. More than one line where a family has more than one shape.
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("arcee", {}),
+    ("bloom", {"n_head": 4, "n_layer": 3}),
+    ("bloom", {"n_head": 6, "n_layer": 2, "hidden_size": 96}),
     ("cohere", {}),
     ("cohere2", HYBRID),
     ("ernie4_5", {"use_bias": True}),
@@ -85,6 +87,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("mistral", {"sliding_window": 5}),
+    ("mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}),
+    ("mpt", {"d_model": 96, "n_heads": 6, "n_layers": 2, "attn_config": {"clip_qkv": 1.5}}),
     ("nemotron", {}),
     ("olmo", {"clip_qkv": 1.5}),
     ("olmo2", {}),

@@ -23,7 +23,7 @@ from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp,
 class Attend(Protocol):
     """Writes a layer's new keys and values into the cache and attends over it."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: Attention) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: "AttentionLayer") -> Tensor:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]"""
         ...
 
@@ -45,9 +45,14 @@ class Weights:
         self._named = named
         self.dtype = dtype
         self._pack = pack
+        self.embed = self.get("embed.weight")
 
     def get(self, name: str) -> Tensor:
         return self._named[name].to(self.dtype)
+
+    def number(self, name: str) -> float:
+        """The only element of a tensor; 1 where there is none of this name."""
+        return float(self._named[name]) if name in self._named else 1.0
 
     def merged(self, *names: str, has_bias: bool) -> Linear | Fp8Linear:
         """One linear layer of the rows of several; in FP8 if all of them are."""
@@ -79,6 +84,10 @@ class AttentionLayer:
         self.q_norm = weights.norm(f"{prefix}.q_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.k_norm = weights.norm(f"{prefix}.k_norm", spec.qk_norm_like) if spec.qk_norm else None
         self.splits = [spec.heads, spec.kv_heads, spec.kv_heads]
+        self.sinks = weights.get(f"{prefix}.sinks").float() if spec.sinks else None  # [heads]
+        self.slopes = torch.tensor(spec.slopes, device=weights.embed.device) if spec.slopes else None  # [heads]
+        # A KV cache in FP8 holds keys and values divided by these.
+        self.k_scale, self.v_scale = weights.number(f"{prefix}.k_scale"), weights.number(f"{prefix}.v_scale")
 
     def __call__(
         self,
@@ -103,7 +112,7 @@ class AttentionLayer:
         else:
             q, k, v = heads.split(self.splits, 1)  # type: ignore[no-untyped-call]  # torch's own
             q, k = self._normed_and_turned(q, k, angles)
-        return self.out(attend(layer, q, k, v, spec).flatten(1), residual)
+        return self.out(attend(layer, q, k, v, self).flatten(1), residual)
 
     def _normed_and_turned(self, q: Tensor, k: Tensor, angles: "Angles") -> tuple[Tensor, Tensor]:
         spec = self.spec
@@ -215,8 +224,9 @@ class DecoderModel:
     ) -> None:
         weights = Weights(named, dtype, pack)
         self.spec, self.dtype = spec, dtype
-        self.embed = weights.get("embed.weight")
+        self.embed = weights.embed
         self.positions = weights.get("positions.weight") if spec.positions else None
+        self.embed_norm = weights.norm("embed_norm", spec.norm) if spec.embed_norm else None
         self.layers = [DecoderLayer(layer, spec, weights, i) for i, layer in enumerate(spec.layers)]
         self.norm = weights.norm("norm", spec.norm)
         head = self.embed if spec.tied else weights.get("head.weight")
@@ -241,7 +251,7 @@ class DecoderModel:
             x = x * self.spec.embed_scale
         if self.positions is not None:
             x = x + F.embedding(positions + self.spec.position_offset, self.positions)
-        return x
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def angles(self, positions: Tensor) -> Angles:
         return Angles(self._ropes, positions)

@@ -82,6 +82,8 @@ class Attention:
     window: int | None = None  # tokens seen, itself included
     softcap: float | None = None  # scores become softcap * tanh(scores / softcap)
     clip_qkv: float | None = None
+    sinks: bool = False  # each head has a learned score that joins the softmax and has no value
+    slopes: tuple[float, ...] = ()  # of ALiBi, one a head: scores get slope * (position of key - position of query)
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,4 @@ class Decoder:
     logit_softcap: float | None = None
     positions: int = 0  # rows of learned positions; 0 for none
     position_offset: int = 0  # the row of the first position
+    embed_norm: bool = False  # a norm of what is embedded

@@ -2,6 +2,7 @@
 
 from octavo.services.executor.fp8_weights import check_quantization
 from octavo.services.executor.models.families import (
+    alibi,
     cohere,
     ernie,
     exaone,
@@ -23,6 +24,7 @@ from octavo.shared.errors import ModelError
 
 # Each of them enters its families in FAMILIES as it is imported.
 MODULES = (
+    alibi,
     cohere,
     ernie,
     exaone,

@@ -19,7 +19,7 @@ from octavo.services.executor.models.families.registry import Config, family
 from octavo.services.executor.models.spec import Decoder, Norm
 
 # Every head has keys of its own, whatever else a config says.
-_ALL_HEADS = {"num_key_value_heads": None, "head_dim": None}
+ALL_HEADS = {"num_key_value_heads": None, "head_dim": None}
 
 
 def _split_conv1d(config: Config, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -63,7 +63,7 @@ def gpt2(config: Config) -> Decoder:
         "hidden_act": config["activation_function"],
     }
     norm = Norm("layer", config["layer_norm_epsilon"], bias=True)
-    spec = plain_decoder(dict(config) | renamed | _ALL_HEADS, norm)
+    spec = plain_decoder(dict(config) | renamed | ALL_HEADS, norm)
     return replace(_without_rotation(spec), positions=config["n_positions"])
 
 
@@ -87,7 +87,7 @@ def opt(config: Config) -> Decoder:
     require(config, "enable_bias", True)
     require(config, "word_embed_proj_dim", config["hidden_size"])
     renamed = {"intermediate_size": config["ffn_dim"], "hidden_act": config["activation_function"]}
-    spec = plain_decoder(dict(config) | renamed | _ALL_HEADS, Norm("layer", 1e-5, bias=True))
+    spec = plain_decoder(dict(config) | renamed | ALL_HEADS, Norm("layer", 1e-5, bias=True))
     # The first two rows were meant for padding.
     positions = config["max_position_embeddings"] + 2
     return replace(_without_rotation(spec), positions=positions, position_offset=2)
@@ -99,23 +99,24 @@ def _without_rotation(spec: Decoder) -> Decoder:
     return biases(spec, qkv=True, out=True, mlp=True)
 
 
-def _split_heads(config: Config, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def split_heads(config: Config, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """q, k and v out of rows that are [heads, (q, k, v), head_dim]."""
     module, fused, leaf = name.partition("query_key_value.")
     if not fused:
         yield name, tensor
         return
-    heads = tensor.view(config["num_attention_heads"], 3, -1, *tensor.shape[1:])
+    num_heads = config.get("num_attention_heads") or config["n_head"]
+    heads = tensor.view(num_heads, 3, -1, *tensor.shape[1:])
     yield from ((f"{module}{part}.{leaf}", heads[:, i].flatten(0, 1)) for i, part in enumerate("qkv"))
 
 
-_FUSED_NAMES = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}
+FUSED_NAMES = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}
 
 
 @family(
     "gpt_neox",
-    split=_split_heads,
-    names=_FUSED_NAMES
+    split=split_heads,
+    names=FUSED_NAMES
     | {
         "gpt_neox.embed_in": "embed",
         "embed_out": "head",
@@ -130,7 +131,7 @@ _FUSED_NAMES = {"mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down"}
 def gpt_neox(config: Config) -> Decoder:
     rotary = {"partial_rotary_factor": config["rotary_pct"], "rope_theta": config["rotary_emb_base"]}
     norm = Norm("layer", config["layer_norm_eps"], bias=True)
-    spec = plain_decoder(dict(config) | rotary | _ALL_HEADS, norm)
+    spec = plain_decoder(dict(config) | rotary | ALL_HEADS, norm)
     bias = bool(config["attention_bias"])
     spec = biases(ungated(spec), qkv=bias, out=bias, mlp=True)
     return norms(spec, "attn", "mlp", parallel=bool(config["use_parallel_residual"]))
@@ -138,8 +139,8 @@ def gpt_neox(config: Config) -> Decoder:
 
 @family(
     "persimmon",
-    split=_split_heads,
-    names=_FUSED_NAMES
+    split=split_heads,
+    names=FUSED_NAMES
     | {
         "self_attn.q": "attn.q",
         "self_attn.k": "attn.k",
@@ -153,7 +154,7 @@ def gpt_neox(config: Config) -> Decoder:
 )
 def persimmon(config: Config) -> Decoder:
     norm = Norm("layer", config["layer_norm_eps"], bias=True)
-    spec = biases(ungated(plain_decoder(dict(config) | _ALL_HEADS, norm)), qkv=True, out=True, mlp=True)
+    spec = biases(ungated(plain_decoder(dict(config) | ALL_HEADS, norm)), qkv=True, out=True, mlp=True)
     if config["qk_layernorm"]:
         spec = norm_heads(spec, "head", norm)
     return spec

@@ -1,0 +1,117 @@
+"""Triton: cuts the pages that a batch of decoding requests attends to into items of about equal work, on the device.
+
+A request with `pages` of all `total` pages gets round(pages * room / total) items, at least one, of equal size; so
+many as `room` for each kv head fill the machine. The largest come first, so that what is left over at the end is small.
+Nothing but sizes of tensors depends on the host, so a CUDA graph that was recorded once serves any lengths.
+
+source: Sanovar et al. 2024 (LeanAttention), arXiv 2405.10480, for equal work whatever the lengths; Graham 1969 for the
+order
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.gpu.overlap import OVERLAP
+
+NUM_SMS = 132
+PROGRAMS_PER_SM = 2
+MOST_PROGRAMS = 128  # of one request: more cost more to join than they gain
+MOST_PARTS = 64  # items of one request
+WORDS = tl.constexpr(8)  # of an item: request, slot, length, first and end page, its request's first item and items, 0
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """Which pages each program attends to, for all layers of one step that share a window.
+
+    items: [most_items, 8] int32, see WORDS; those with 0 items of their request are none.
+    counters: [requests, kv_heads] int32, zero: how many items of a request are done.
+    """
+
+    items: Tensor
+    counters: Tensor
+
+
+def most_items(requests: int, kv_heads: int) -> int:
+    """Items that a work list may have, whatever the lengths."""
+    return min(requests + _room(kv_heads), requests * most_parts(kv_heads))
+
+
+def most_parts(kv_heads: int) -> int:
+    """Items that one request may have."""
+    return min(MOST_PARTS, max(1, MOST_PROGRAMS // kv_heads))
+
+
+def plan_work(
+    slots: Tensor, positions: Tensor, kv_heads: int, page: int, most_requests: int, window: int | None = None
+) -> WorkList:
+    """The work list of requests that attend to all positions up to `positions`, or to the last `window` of them.
+
+    Args:
+        slots, positions: [requests] int32.
+        page: positions in a page.
+        most_requests: of any batch of this engine: one kernel is compiled for all of them.
+    """
+    requests, size = len(positions), most_items(len(positions), kv_heads)
+    items = torch.empty(size, WORDS.value, dtype=torch.int32, device=positions.device)
+    counters = torch.empty(requests, kv_heads, dtype=torch.int32, device=positions.device)
+    _plan[(requests,)](
+        slots, positions, items, counters, requests, size, ROOM=_room(kv_heads), MOST=most_parts(kv_heads),
+        KV_HEADS=kv_heads, PAGE=page, WINDOW=window or 0, REQUESTS=triton.next_power_of_2(most_requests),
+        num_warps=4, **OVERLAP,
+    )  # fmt: skip
+    return WorkList(items, counters)
+
+
+def _room(kv_heads: int) -> int:
+    return max(1, NUM_SMS * PROGRAMS_PER_SM // kv_heads)
+
+
+@triton.jit(do_not_specialize=["requests", "size"])
+def _plan(
+    slots_ptr, positions_ptr, items_ptr, counters_ptr, requests, size,
+    ROOM: tl.constexpr, MOST: tl.constexpr, KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr,
+    REQUESTS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: requests. Each program counts the items of all, and writes those of its own."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    request = tl.program_id(0)
+    other = tl.arange(0, REQUESTS)
+    lengths = tl.load(positions_ptr + other, mask=other < requests, other=-1) + 1
+    pages = tl.cdiv(lengths, PAGE)
+    if WINDOW:
+        pages -= tl.maximum(lengths - WINDOW, 0) // PAGE
+    total = tl.sum(pages, 0)
+    wanted = tl.maximum((2 * pages * ROOM + total) // (2 * total), 1)
+    sizes = tl.cdiv(pages, tl.minimum(wanted, MOST))
+    parts = tl.cdiv(pages, tl.maximum(sizes, 1))
+
+    own = tl.sum(tl.where(other == request, sizes, 0), 0)
+    is_before = (sizes > own) | ((sizes == own) & (other < request))
+    first = tl.sum(tl.where(is_before, parts, 0), 0)
+    length = tl.load(positions_ptr + request) + 1
+    low_page = tl.maximum(length - WINDOW, 0) // PAGE if WINDOW else 0
+    end_page = tl.cdiv(length, PAGE)
+    num = tl.cdiv(end_page - low_page, own)
+    part = tl.arange(0, triton.next_power_of_2(MOST))
+    row = items_ptr + (first + part) * WORDS
+    is_live = part < num
+    zero = tl.zeros_like(part)
+    tl.store(row, zero + request, mask=is_live)
+    tl.store(row + 1, zero + tl.load(slots_ptr + request), mask=is_live)
+    tl.store(row + 2, zero + length, mask=is_live)
+    tl.store(row + 3, low_page + part * own, mask=is_live)
+    tl.store(row + 4, tl.minimum(low_page + (part + 1) * own, end_page), mask=is_live)
+    tl.store(row + 5, zero + first, mask=is_live)
+    tl.store(row + 6, zero + num, mask=is_live)
+    head = tl.arange(0, triton.next_power_of_2(KV_HEADS))
+    tl.store(counters_ptr + request * KV_HEADS + head, tl.zeros_like(head), mask=head < KV_HEADS)
+    if request == 0:
+        unused = tl.sum(parts, 0) + tl.arange(0, triton.next_power_of_2(ROOM))
+        tl.store(items_ptr + unused * WORDS + 6, tl.zeros_like(unused), mask=unused < size)
