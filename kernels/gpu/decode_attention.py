@@ -69,8 +69,9 @@ def decode_attention(
     )  # fmt: skip
     if splits > 1:
         _combine[(requests * heads,)](
-            scratch, scratch[rows * head_dim :], out, DIM=head_dim, SPLITS=splits, num_warps=2, **OVERLAP
-        )
+            scratch, scratch[rows * head_dim :], out,
+            DIM=head_dim, SPLITS=splits, num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
+        )  # fmt: skip
 
 
 def num_splits(requests: int, kv_heads: int) -> int:

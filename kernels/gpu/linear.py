@@ -49,7 +49,7 @@ def one_row_linear(
     _one_row[(triton.cdiv(outputs, at_once),)](
         x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual, out, outputs, eps,
         INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, STAGES=3, num_warps=4, **OVERLAP,
+        HAS_RESIDUAL=residual is not None, STAGES=3, num_warps=max(1, min(4, at_once * depth // 256)), **OVERLAP,
     )  # fmt: skip
     return out
 
