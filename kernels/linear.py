@@ -7,12 +7,16 @@ residual  [rows, out] or None
 returns   [rows, out] in the dtype of x; summed in float32; no row depends on another
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.native import find_loop
 
+# Activations that the GPU's kernels take along, and their word for each.
+GATES: dict[str, Literal["silu", "gelu"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 MOST_ROWS = 1  # for more, a library's matrix product is faster than few_rows_linear
 ITEM_BYTES = 64 * 1024  # of the weight that a thread takes at a time
 TILE_ITEM_BYTES = 128 * 1024

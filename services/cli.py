@@ -12,6 +12,7 @@ usage: octavo COMMAND [options]
 
   serve [MODEL]   serve a model over HTTP; with no model, SmolLM2-135M-Instruct
   chat            talk to a running server in the terminal
+  bench           measure an engine or a server
   doctor          what this machine has, what would be used, what is missing
   version         the version
 
@@ -51,6 +52,12 @@ def _chat(arguments: Sequence[str]) -> int:
     return chat(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from octavo.services.bench.command import bench
+
+    return bench(arguments)
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     from octavo.services.doctor import doctor
 
@@ -65,6 +72,7 @@ def _version(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "chat": _chat,
+    "bench": _bench,
     "doctor": _doctor,
     "health": health,
     "version": _version,

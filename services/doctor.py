@@ -29,7 +29,7 @@ def doctor(arguments: Sequence[str]) -> int:
     """Print the report; the exit code is 1 if something needed is missing."""
     config = parse(arguments, "octavo doctor", "What `octavo serve` with the same flags would find and use.")
     problems: list[str] = []
-    _line("machine", f"{_cpu_name()}, {os.cpu_count()} cores, {_memory_gib():.1f} GiB memory")
+    _line("machine", f"{cpu_name()}, {os.cpu_count()} cores, {_memory_gib():.1f} GiB memory")
     _line("python", f"{platform.python_version()} at {sys.executable}")
     for name in PACKAGES:
         version = _version(name)
@@ -71,7 +71,8 @@ def _probe_device() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """As the machine calls its processor."""
     with open("/proc/cpuinfo") as lines:
         names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         return next(names, platform.machine())

@@ -173,10 +173,15 @@ class _Supervisor:
         _say(f"  octavo chat --url {address}\n\nCtrl-C ends it.")
 
 
-def _start_children(config: Config) -> Iterator[Child]:
+def new_environment() -> dict[str, str]:
+    """The variables that every service is started with."""
     # Threads of a product that wait for the last one spin for a millisecond by default: on cores that the other
     # services need too, that keeps the last one from running.
-    environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
+    return {"GOMP_SPINCOUNT": "10000", **os.environ}
+
+
+def _start_children(config: Config) -> Iterator[Child]:
+    environment = new_environment()
     if config.api_key:
         environment[API_KEY_VARIABLE] = config.api_key
     flags = to_flags(config)
@@ -192,11 +197,11 @@ def _end(children: Sequence[Child]) -> None:
     """Gateways first, since they let open streams finish; the others have nothing to lose then."""
     gateways = [child for child in children if child.role == "gateway"]
     others = [child for child in children if child.role != "gateway"]
-    _end_within(gateways, GATEWAYS_STOP_S)
-    _end_within(others, STOP_S)
+    end_within(gateways, GATEWAYS_STOP_S)
+    end_within(others, STOP_S)
 
 
-def _end_within(children: Sequence[Child], timeout_s: float) -> None:
+def end_within(children: Sequence[Child], timeout_s: float) -> None:
     """Ask them to end, then make them."""
     for child in children:
         child.process.terminate()

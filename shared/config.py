@@ -11,6 +11,7 @@ from msgspec import Meta
 from octavo.shared.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
+Duration = Annotated[float, Meta(gt=0.0)]
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -39,6 +40,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "bfloat16", "float16", "float32"],
         Meta(description="of weights and KV; auto: the model's, or float32 on a CPU without bfloat16"),
     ] = "auto"
+    quantization: Annotated[
+        Literal["fp8"] | None,
+        Meta(description="of linear weights while they are loaded, on cuda; none: as the model's files say"),
+    ] = None
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights from config.json alone")
     ] = "auto"
@@ -53,6 +58,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     max_num_batched_tokens: Annotated[
         Positive | None, Meta(description="tokens computed in one step; none: 512 on cpu, 8192 else")
+    ] = None
+    max_step_ms: Annotated[
+        Duration | None,
+        Meta(description="longest step while requests decode: prompts are cut to fit; none: 40 on cuda"),
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="share the KV of equal prompt beginnings")] = True
 

@@ -24,7 +24,8 @@ OURS: dict[str, set[str]] = {
     "services.launch": {"shared"},
     "services.chat": {"shared"},
     "services.doctor": {"shared"},
-    "services.cli": {"shared", "services.launch", "services.chat", "services.doctor"},
+    "services.bench": {"shared", "services.launch", "services.doctor"},
+    "services.cli": {"shared", "services.launch", "services.chat", "services.doctor", "services.bench"},
 }
 
 # Third parties, imported at the top or within a function.
@@ -45,6 +46,7 @@ THIRD_PARTIES = {
     "services.launch": {"msgspec"},
     "services.chat": {"msgspec"},
     "services.doctor": {"msgspec"},
+    "services.bench": {"msgspec"},
     "services.cli": {"msgspec"},
 }
 

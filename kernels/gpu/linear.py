@@ -2,7 +2,8 @@
 
 One row reads every weight once and does little with it: the bytes of the weight are the floor, and for a small layer a
 launch more costs as much as the layer. f is nothing, an RMS norm (its factor is applied to the sums, so that x is read
-once), or the activation of a gated MLP.
+once), or the activation of a gated MLP. The weight may be FP8 with a scale for each output (`octavo.kernels.fp8`): x is
+not quantized then.
 """
 
 from typing import Literal
@@ -32,43 +33,56 @@ def one_row_linear(
     kind: Kind = "",
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """All tensors are contiguous and of one dtype.
+    """All tensors are contiguous and of one dtype, but for a weight with a scale.
 
     Args:
         x: [1, inputs]; for "silu" and "gelu" (its tanh form) [1, 2 * inputs], the gate first.
         weight: [outputs, inputs], inputs a multiple of LEAST_DEPTH.
         residual: [1, outputs] or None.
         norm_weight: [inputs], for "norm"; None: the norm has no weight.
+        scale: [outputs] float32, of a weight in float8_e4m3fn.
 
     Returns: [1, outputs] in the dtype of x; sums are float32.
     """
     outputs, inputs = weight.shape
     out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
-    at_once, depth = _tile(outputs, inputs)
+    at_once, depth, num_warps = _tile(outputs, inputs) if scale is None else _fp8_tile(outputs, inputs)
     _one_row[(triton.cdiv(outputs, at_once),)](
-        x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual, out, outputs, eps,
+        x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual,
+        x if scale is None else scale, out, outputs, eps,
         INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, STAGES=3, num_warps=max(1, min(4, at_once * depth // 256)), **OVERLAP,
+        HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, STAGES=3, num_warps=num_warps, **OVERLAP,
     )  # fmt: skip
     return out
 
 
-def _tile(outputs: int, inputs: int) -> tuple[int, int]:
-    """Outputs of one program, and inputs that it takes at a time; measured on an H200."""
+def _tile(outputs: int, inputs: int) -> tuple[int, int, int]:
+    """Outputs of one program, inputs that it takes at a time, and its warps; measured on an H200."""
     depth, at_once = 1024, 8
     while inputs % depth:
         depth //= 2
     while at_once > 1 and outputs < at_once * 2 * NUM_SMS:
         at_once //= 2
-    return at_once, depth
+    return at_once, depth, max(1, min(4, at_once * depth // 256))  # threads that load 16 bytes each
+
+
+def _fp8_tile(outputs: int, inputs: int) -> tuple[int, int, int]:
+    """The same for FP8: as many bytes, so twice as many weights, and threads for the conversions."""
+    depth, at_once = 1024, 16
+    while inputs % depth:
+        depth //= 2
+    while at_once > 1 and outputs < at_once * 1.9 * NUM_SMS:
+        at_once //= 2
+    return at_once, depth, max(1, min(8, at_once * depth // 512))
 
 
 @triton.jit
 def _one_row(
-    x_ptr, weight_ptr, norm_ptr, residual_ptr, out_ptr, outputs, eps,
+    x_ptr, weight_ptr, norm_ptr, residual_ptr, scale_ptr, out_ptr, outputs, eps,
     INPUTS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: runs of AT_ONCE outputs."""
     n = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
@@ -81,17 +95,28 @@ def _one_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     x, squares = _before(x_ptr + depth, norm_ptr + depth, tl.zeros([DEPTH], tl.float32), INPUTS, KIND, HAS_WEIGHT)
-    sums = w.to(tl.float32) * x[None, :]
+    sums = _products(w, x, HAS_SCALE)
     for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
         w = tl.load(weights + start, mask=is_in[:, None], other=0.0)
         x, squares = _before(x_ptr + start + depth, norm_ptr + start + depth, squares, INPUTS, KIND, HAS_WEIGHT)
-        sums += w.to(tl.float32) * x[None, :]
+        sums += _products(w, x, HAS_SCALE)
     y = tl.sum(sums, 1)
+    if HAS_SCALE:
+        y *= tl.load(scale_ptr + n, mask=is_in, other=0.0)
     if KIND == 1:
         y = y * tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + n, mask=is_in, other=0.0).to(tl.float32)
     tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def _products(w, x, IS_FP8: tl.constexpr):
+    """[outputs, sums]: each product by itself, or of FP8 the sums of 16, which one thread holds: 64 registers less."""
+    products = w.to(tl.float32) * x[None, :]
+    if IS_FP8:
+        products = tl.sum(tl.reshape(products, [w.shape[0], w.shape[1] // 16, 16]), 2)
+    return products
 
 
 @triton.jit

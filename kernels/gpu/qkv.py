@@ -71,8 +71,12 @@ def _split_qkv(
     is_live = head < HEADS + 2 * KV_HEADS
     # The dimension that each one is turned with.
     half: tl.constexpr = TURNED // 2
-    other = dim ^ 1 if INTERLEAVED else tl.where(dim < half, dim + half, dim - half)
-    other = tl.where(dim < TURNED, other, dim)
+    if INTERLEAVED:
+        other = tl.where(dim < TURNED, dim ^ 1, dim)
+    elif TURNED == DIM:
+        other = (dim + half) % DIM  # in this form the compiler sees that neighbours stay neighbours
+    else:
+        other = tl.where(dim < TURNED, tl.where(dim < half, dim + half, dim - half), dim)
     row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
     x = tl.load(row + dim[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)
     y = tl.load(row + other[None, :], mask=is_live[:, None], other=0.0).to(tl.float32)

@@ -27,7 +27,8 @@ class Plan:
     table_slots: list[int] = field(default_factory=list)  # changes of block tables: slot, place in its table, block
     table_places: list[int] = field(default_factory=list)
     table_blocks: list[int] = field(default_factory=list)
-    fresh_blocks: list[int] = field(default_factory=list)  # to be zeroed: nothing of a former owner may be read
+    fresh_blocks: list[int] = field(default_factory=list)
+    """To be zeroed, as the step begins to fill them and does not fill them whole: nothing of a former owner is read."""
     slots: list[int] = field(default_factory=list)  # [rows]
     positions: list[int] = field(default_factory=list)  # [rows]
     token_ids: list[int] = field(default_factory=list)  # [rows of chunks]
@@ -41,14 +42,16 @@ class Plan:
     sampled_slots: list[int] = field(default_factory=list)
 
 
-def plan_step(step: Step, slots: Slots) -> Plan:
+def plan_step(step: Step, slots: Slots, block_size: int) -> Plan:
     """Apply a step to `slots`, and move every slot on by what the step computes."""
-    plan = Plan(fresh_blocks=slots.apply(step))
+    slots.apply(step)
+    plan = Plan()
     for new in step.new:
         blocks = unpack(new.blocks).tolist()
         _change_table(plan, [new.slot] * len(blocks), range(len(blocks)), blocks)
-    grown = unpack(step.grown_slots).tolist()
-    _change_table(plan, grown, [slots.num_blocks[slot] - 1 for slot in grown], unpack(step.grown_blocks).tolist())
+    grown, grown_blocks = unpack(step.grown_slots).tolist(), unpack(step.grown_blocks).tolist()
+    _change_table(plan, grown, [slots.num_blocks[slot] - 1 for slot in grown], grown_blocks)
+    plan.fresh_blocks += grown_blocks
     num_computed = slots.num_computed
     plan.slots = list(slots.decoding)
     plan.positions = [num_computed[slot] for slot in plan.slots]
@@ -57,7 +60,7 @@ def plan_step(step: Step, slots: Slots) -> Plan:
     plan.num_decoding = len(plan.slots)
     plan.sampled_rows, plan.sampled_slots = list(range(plan.num_decoding)), list(plan.slots)
     for slot, length in zip(unpack(step.chunk_slots), unpack(step.chunk_lengths), strict=True):
-        _add_chunk(plan, slots, slot, length)
+        _add_chunk(plan, slots, slot, length, block_size)
     # The tiles with the most positions to attend to go first, so that none is left over at the end.
     plan.tiles.sort(key=lambda tile: tile[1] - plan.chunk_lengths[tile[0]] + plan.chunk_totals[tile[0]], reverse=True)
     return plan
@@ -69,7 +72,7 @@ def _change_table(plan: Plan, slots: Sequence[int], places: Sequence[int], block
     plan.table_blocks += blocks
 
 
-def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int) -> None:
+def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int, block_size: int) -> None:
     start = slots.num_computed[slot]
     token_ids, is_last = slots.take_chunk(slot, length)
     plan.tiles += [(len(plan.chunk_rows), first) for first in range(0, length, TILE)]
@@ -80,6 +83,9 @@ def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int) -> None:
     plan.token_ids += token_ids.tolist()
     plan.slots += [slot] * length
     plan.positions += range(start, start + length)
+    last = (start + length) // block_size
+    if start <= last * block_size < start + length:
+        plan.fresh_blocks.append(int(slots.block_tables[slot, last]))
     if is_last:
         plan.sampled_rows.append(len(plan.slots) - 1)
         plan.sampled_slots.append(slot)

@@ -83,7 +83,7 @@ class GpuEngine:
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
         """Begin a step; the ones before it may still run, RING - 1 at most."""
-        plan = plan_step(step, self._slots)
+        plan = plan_step(step, self._slots, self.info.block_size)
         self._turn = (self._turn + 1) % RING
         with torch.cuda.stream(self._stream):
             if plan.chunk_slots:
@@ -182,7 +182,7 @@ class GpuEngine:
         With a stride the sections begin at its multiples, else each behind the one before. Returns their views.
         """
         changes = [plan.table_slots, plan.table_places, plan.table_blocks, plan.fresh_blocks]
-        changes = changes if plan.table_slots else []
+        changes = changes if plan.table_slots or plan.fresh_blocks else []
         starts: list[int] = []
         values: list[int] = []
         for section in sections + changes:

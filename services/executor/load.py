@@ -145,6 +145,7 @@ def _load_gpu(config: Config, watch: Stopwatch) -> "GpuEngine":
     model = DecoderModel(spec, named, dtype, limit)
     del named
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     num_bytes, name = torch.cuda.memory_allocated(), str(dtype).removeprefix("torch.")
     watch.report("weights", detail=f"{num_bytes / 2**30:.1f} GiB as {name}")
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
@@ -187,12 +188,19 @@ def _read_named(
     dtype: "torch.dtype",
     device: "torch.device | None" = None,
 ) -> "dict[str, torch.Tensor]":
+    from octavo.services.executor.fp8_weights import check_device, settle
     from octavo.services.executor.weights import check_weights, dummy_weights, read_weights
 
+    quantization = config.quantization
+    check_device(quantization, device is not None, dtype, model_config)
     if config.load_format == "dummy":
-        return dict(dummy_weights(spec, config.seed, dtype, device))
-    weights = check_weights(spec, read_weights(files, family, model_config, dtype))
-    return {name: tensor if device is None else tensor.to(device) for name, tensor in weights}
+        weights = dummy_weights(spec, config.seed, dtype, device)
+        if device is not None and model_config.get("quantization_config"):
+            quantization = "fp8"
+    else:
+        read = check_weights(spec, read_weights(files, family, model_config, dtype))
+        weights = ((name, tensor if device is None else tensor.to(device)) for name, tensor in read)
+    return dict(settle(weights, quantization, dense=dtype if device is None else None))
 
 
 def choose_device(config: Config) -> str:

@@ -1,7 +1,7 @@
 """Named tensors for a decoder, read from safetensors or GGUF or made up, and those that a spec implies.
 
-Names are ours: `embed.weight`, `layers.3.attn.q.weight`, `norm.weight`, `head.weight` (absent when tied).
-Quantized checkpoints and sharding over ranks are not done here.
+Names are ours: `embed.weight`, `layers.3.attn.q.weight`, `norm.weight`, `head.weight` (absent when tied). A weight in
+FP8 comes after its `weight_scale`, see `fp8_weights.py`. Sharding over ranks is not done here.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from octavo.services.executor.fp8_weights import Scales, is_scale
 from octavo.services.executor.gguf_weights import read_gguf_weights
 from octavo.services.executor.models.families.registry import Config, Family
 from octavo.services.executor.models.spec import Decoder, Layer, Norm
@@ -24,12 +25,13 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 # Buffers that old checkpoints keep: rotary frequencies and causal masks.
 _JUNK = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 _HEAD = "head.weight"
+_SCALE = "_scale"
 _DUMMY_STD = 0.02
 _NAMED_IN_ERRORS = 5
 
 
 def read_weights(files: ModelFiles, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model on the CPU, one at a time, in `dtype`.
+    """Every tensor of the model on the CPU, one at a time, in `dtype`, or in FP8 where it is stored so.
 
     A name that the family does not know is yielded as it is, for check_weights to object to.
     Raises ModelError for files that are missing or broken.
@@ -53,6 +55,9 @@ def check_weights(spec: Decoder, weights: Iterable[tuple[str, Tensor]]) -> Itera
     leftover: list[str] = []
     wrong: list[str] = []
     for name, tensor in weights:
+        if name.endswith(_SCALE) and name.removesuffix(_SCALE) in missing:
+            yield name, tensor
+            continue
         shape = missing.pop(name, None)
         if shape is None:
             leftover.append(name)
@@ -83,16 +88,33 @@ def dummy_weights(
 
 
 def _read_safetensors(folder: Path, family: Family, config: Config, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    for path in _find_shards(folder):
+    paths, is_quantized = _find_shards(folder), bool(config.get("quantization_config"))
+    scales = Scales(paths if is_quantized else [])
+    for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 for their_name in file.keys():
-                    if _JUNK.search(their_name):
+                    if _JUNK.search(their_name) or (is_quantized and is_scale(their_name)):
                         continue
-                    for name, tensor in family.split(config, their_name, file.get_tensor(their_name)):
-                        yield _our_name(name, family), tensor.to(dtype)
+                    tensor = file.get_tensor(their_name)
+                    scale = scales.of(their_name, tensor)
+                    for name, part in _split(family, config, their_name, tensor, scale):
+                        yield name, part if scale is not None else part.to(dtype)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read {path}: {error}") from error
+
+
+def _split(
+    family: Family, config: Config, their_name: str, tensor: Tensor, scale: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
+    """One of their tensors as ours; each after its scale, which has as many rows, if there is one."""
+    parts = [(_our_name(name, family), part) for name, part in family.split(config, their_name, tensor)]
+    if scale is None:
+        yield from parts
+        return
+    for (name, part), (_, its_scale) in zip(parts, family.split(config, their_name, scale), strict=True):
+        yield name + _SCALE, its_scale
+        yield name, part
 
 
 def _find_shards(folder: Path) -> list[Path]:

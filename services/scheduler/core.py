@@ -5,11 +5,13 @@ It joins three parties: tokenizers that enqueue requests, a planner that decides
 
 import logging
 from array import array
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
 
 from octavo.services.scheduler.finished import FinishedRequests
+from octavo.services.scheduler.pace import Pace
 from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.policy import retry_after_s
 from octavo.services.scheduler.request import Request
@@ -42,6 +44,8 @@ STEPS_AHEAD = 2
 """Steps in flight at most: one that runs, and one that the executor finds waiting."""
 ORPHANED_S = 15.0
 """How long a request outlives its tokenizer: so long its gateway has to bring it back through another one."""
+DEFAULT_MAX_STEP_S = {"cuda": 0.040}
+"""By device: how long a step may take while requests decode, if the config does not say."""
 PACE_S = 5.0
 """Over how long finished requests are counted, to tell refused clients when to come back."""
 
@@ -64,10 +68,16 @@ class Inbox(msgspec.Struct):
 class Scheduler:
     """All state of the scheduler process."""
 
-    def __init__(self, boot: bytes, max_queued_requests: int, is_caching: bool = True) -> None:
+    def __init__(
+        self, boot: bytes, max_queued_requests: int, is_caching: bool = True, max_step_s: float | None = None
+    ) -> None:
         self.boot = boot
         self.planner: Planner | None = None
         """Lives as long as an executor does."""
+        self._max_step_s = max_step_s
+        self._pace = Pace(max_step_s)
+        self._in_flight: deque[tuple[float, int, int]] = deque()
+        """Of each step: when it was sent, how many decode in it, and its prompt tokens."""
         self._max_queued = max_queued_requests
         self._is_caching = is_caching
         self._now = 0.0
@@ -157,6 +167,8 @@ class Scheduler:
         self._executor = address
         self._epoch += 1
         self.planner = Planner(model, self._epoch, self._is_caching)
+        self._pace = Pace(self._max_step_s or DEFAULT_MAX_STEP_S.get(model.device))
+        self._in_flight.clear()
         self._out.to_executor.append((address, Reset(self._epoch)))
         for tokenizer in self._tokenizers:
             self._out.to_tokenizers.append((tokenizer, Ready(self.boot, model)))
@@ -281,12 +293,18 @@ class Scheduler:
         planner, executor = self.planner, self._executor
         if planner is None or executor is None:
             return
-        while planner.num_in_flight < STEPS_AHEAD and (step := planner.plan()) is not None:
+        while planner.num_in_flight < STEPS_AHEAD:
+            num_decoding = planner.num_decoding
+            step = planner.plan(self._pace.most_chunk_tokens)
+            if step is None:
+                return
+            self._in_flight.append((self._now, num_decoding, sum(unpack(step.chunk_lengths))))
             self._out.to_executor.append((executor, step))
 
     def _settle(self, result: StepResult) -> None:
         planner = self.planner
         assert planner is not None
+        self._pace.settle(self._now, *self._in_flight.popleft())
         tokens = unpack(result.token_ids)
         groups = self._group(planner, result.slots)
         starts = [group.starts() for group in groups]

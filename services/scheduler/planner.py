@@ -72,12 +72,17 @@ class Planner:
         if request.is_resumed or len(self.waiting) <= LOOKAHEAD:
             self._admission_is_futile = False
 
-    def plan(self) -> Step | None:
-        """The next step, or None if there is nothing to compute."""
+    def plan(self, most_chunk_tokens: Callable[[int], int | None] = lambda _: None) -> Step | None:
+        """The next step, or None if there is nothing to compute.
+
+        most_chunk_tokens: says how many prompt tokens it may take beside so many requests that decode; None: no limit.
+        """
         number = self.number + 1
         self._retire(number)
         grown_slots, grown_blocks = self._grow(number)
         budget = self.model.max_num_batched_tokens - self.num_decoding
+        most = most_chunk_tokens(self.num_decoding)
+        budget = budget if most is None else min(budget, most)
         chunks = [(request, length) for request, length in self._take_chunks(budget)]
         budget -= sum(length for _, length in chunks)
         new = []

@@ -25,7 +25,8 @@ def serve(config: Config, folder: Path) -> None:
     context = new_context()
     tokenizers: Hub[Message] = Hub(context, scheduler_endpoint(folder), TO_SCHEDULER_FROM_TOKENIZER)
     executors: Hub[Message] = Hub(context, executor_endpoint(folder), TO_SCHEDULER_FROM_EXECUTOR)
-    scheduler = Scheduler(os.urandom(8), config.max_queued_requests, config.enable_prefix_caching)
+    max_step_s = config.max_step_ms / 1e3 if config.max_step_ms is not None else None
+    scheduler = Scheduler(os.urandom(8), config.max_queued_requests, config.enable_prefix_caching, max_step_s)
     pulse = Pulse(folder, "scheduler")
     watch.report("scheduler")
     lost: list[Address] = []

@@ -13,16 +13,18 @@ from torch import Tensor
 from octavo.kernels.gpu.greedy import greedy
 from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.services.executor.cache import KvCache
+from octavo.services.executor.fp8_weights import settle
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
 from octavo.services.executor.load import GPU_BLOCK_SIZE
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.weights import expected_shapes
 
+FP8 = "-fp8"
 MAX_POSITIONS = 4096
 META = torch.device("meta")
 NUM_SLOTS, MAX_BLOCKS, NUM_BLOCKS = 1024, MAX_POSITIONS // GPU_BLOCK_SIZE, 4096
-BATCHES = (1, 256)  # of decoding requests; 8 decode beside chunks: attention is split in 16, 1 and 4 for 8 kv heads
+BATCHES = (1, 8, 256)  # of decoding requests: one row, few and many; attention is split in 16, 4 and 1 for 8 kv heads
 
 COMMON = {"num_hidden_layers": 1, "max_position_embeddings": MAX_POSITIONS, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
@@ -57,18 +59,19 @@ OTHERS: dict[str, Callable[[torch.dtype], object]] = {
 
 
 def launch(name: str, dtype: torch.dtype) -> None:
-    """All of a model of MODELS, or one of OTHERS."""
+    """All of a model of MODELS, with FP8 weights if its name ends so, or one of OTHERS."""
     if name in OTHERS:
         OTHERS[name](dtype)
     else:
-        _run_steps(MODELS[name], dtype)
+        _run_steps(MODELS[name.removesuffix(FP8)], dtype, "fp8" if name.endswith(FP8) else None)
 
 
-def _run_steps(config: dict[str, Any], dtype: torch.dtype) -> None:
+def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | None) -> None:
     """Decoding at all of BATCHES, and two chunks beside eight requests that decode."""
     _, spec = build_spec(COMMON | config)
-    weights = {name: empty(*shape, dtype=dtype) for name, shape in expected_shapes(spec).items()}
-    model = DecoderModel(spec, weights, dtype, MAX_POSITIONS)
+    shapes = expected_shapes(spec).items()
+    weights = settle(((name, empty(*shape, dtype=dtype)) for name, shape in shapes), quantization, dense=None)
+    model = DecoderModel(spec, dict(weights), dtype, MAX_POSITIONS)
     cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, GPU_BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
     chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)))
     for decoding, new in [*((batch, None) for batch in BATCHES), (8, chunks)]:

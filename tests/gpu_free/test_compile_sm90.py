@@ -10,14 +10,21 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[test]' on Linux x86-64")
 
-from tests.gpu_free.launches import MODELS, OTHERS, launch
+from tests.gpu_free.launches import FP8, MODELS, OTHERS, launch
 from tests.tools.sm90 import REGISTERS, SHARED_BYTES, Launch, h200
 
 KERNELS = Path(__file__).parents[2] / "kernels" / "gpu"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-CASES = [("Qwen3-0.6B", BF16), ("Llama-3.2-1B", FP16), ("Gemma-2-9B", BF16), *((name, BF16) for name in OTHERS)]
+CASES = [
+    ("Qwen3-0.6B", BF16),
+    ("Llama-3.2-1B", FP16),
+    ("Gemma-2-9B", BF16),
+    ("Qwen3-0.6B" + FP8, BF16),
+    *((name, BF16) for name in OTHERS),
+]
 # Of float32 alone the products are unrolled to many thousand instructions, and take a minute to compile.
 SLOW = [(name, dtype) for name in MODELS for dtype in (BF16, FP16) if (name, dtype) not in CASES]
+SLOW += [(name + FP8, BF16) for name in MODELS if name != "Qwen3-0.6B"]
 SLOW += [("Qwen3-0.6B", FP32), ("Llama-3.2-1B", FP32), *((name, dtype) for name in OTHERS for dtype in (FP16, FP32))]
 PARAMS = [*CASES, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)]
 
@@ -87,7 +94,7 @@ def test_a_kernel_waits_for_the_one_before_it_ahead_of_its_first_write(case: Cas
 
 def test_no_kernel_is_left_out() -> None:
     with h200(compile=False) as launches:
-        for name in [*MODELS, *OTHERS]:
+        for name in [*MODELS, *(name + FP8 for name in MODELS), *OTHERS]:
             launch(name, BF16)
     assert {each.kernel for each in launches} == set(kernels_of_the_sources())
 

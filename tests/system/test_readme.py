@@ -63,5 +63,5 @@ def test_every_command_that_the_readme_names_exists() -> None:
 
     help_text = run([sys.executable, "-P", "-m", "octavo.services.cli"], "")
 
-    assert commands == {"serve", "chat", "doctor", "version"}
+    assert commands == {"serve", "chat", "bench", "doctor", "version"}
     assert all(f"  {command}" in help_text for command in commands)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.activation import plain
+from octavo.kernels.fp8 import FP8, can_multiply, dequantize
 from octavo.kernels.rope import rope, tables
+from octavo.services.executor.models.fp8_linear import Fp8Linear
 from octavo.services.executor.models.linear import Linear
 from octavo.services.executor.models.norm import NormLayer
 from octavo.services.executor.models.rope import frequencies
@@ -34,7 +36,10 @@ class Attend(Protocol):
 
 
 class Weights:
-    """Named tensors, in the dtype and on the device of the model."""
+    """Named tensors, in the dtype and on the device of the model.
+
+    A weight beside which there is a `weight_scale` is FP8, see `octavo.kernels.fp8`.
+    """
 
     def __init__(self, named: Mapping[str, Tensor], dtype: torch.dtype, pack: bool) -> None:
         self._named = named
@@ -44,11 +49,17 @@ class Weights:
     def get(self, name: str) -> Tensor:
         return self._named[name].to(self.dtype)
 
-    def merged(self, *names: str, has_bias: bool) -> Linear:
-        """One linear layer of the rows of several."""
-        weight = torch.cat([self.get(f"{name}.weight") for name in names])
+    def merged(self, *names: str, has_bias: bool) -> Linear | Fp8Linear:
+        """One linear layer of the rows of several; in FP8 if all of them are."""
         bias = torch.cat([self.get(f"{name}.bias") for name in names]) if has_bias else None
-        return self.linear(weight, bias)
+        pairs = [(self._named[f"{name}.weight"], self._named.get(f"{name}.weight_scale")) for name in names]
+        if all(scale is not None and can_multiply(values) for values, scale in pairs):
+            rows = torch.cat([values.view(torch.uint8) for values, _ in pairs])
+            return Fp8Linear(rows.view(FP8), torch.cat([scale for _, scale in pairs if scale is not None]), bias)
+        return self.linear(torch.cat([self._dense(*pair) for pair in pairs]), bias)
+
+    def _dense(self, values: Tensor, scale: Tensor | None) -> Tensor:
+        return values.to(self.dtype) if scale is None else dequantize(values, scale, self.dtype)
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return Linear(weight.contiguous(), bias, packed=self._pack)

@@ -6,18 +6,14 @@ plain dot products, which read the weight at memory's speed; for more, oneDNN on
 times faster than oneDNN packing it every time.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.activation import gated
-from octavo.kernels.linear import MOST_ROWS, can_tile, few_rows_linear, pack_tiles, tile_linear
+from octavo.kernels.linear import GATES, MOST_ROWS, can_tile, few_rows_linear, pack_tiles, tile_linear
 from octavo.services.executor.models.norm import NormLayer
 
-# Activations that the GPU's kernel for one row knows.
-GATES: dict[str, Literal["silu", "gelu"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 PACK_ROWS = 32  # rows the packed form is laid out for
 
 
@@ -43,8 +39,10 @@ class Linear:
         self, x: Tensor, residual: Tensor | None = None, norm: NormLayer | None = None, gate: str | None = None
     ) -> Tensor:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
-        if x.is_cuda and (row := self._of_one_row(x, residual, norm, gate)) is not None:
-            return row
+        if x.is_cuda:
+            row = of_one_row(x, self._weight, None, self.bias, residual, norm, gate)
+            if row is not None:
+                return row
         if norm is not None:
             x = norm(x)
         if gate is not None:
@@ -65,20 +63,35 @@ class Linear:
             product = ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return product
 
-    def _of_one_row(
-        self, x: Tensor, residual: Tensor | None, norm: NormLayer | None, gate: str | None
-    ) -> Tensor | None:
-        from octavo.kernels.gpu.linear import fits, one_row_linear
 
-        if not fits(x, self._weight) or self.bias is not None:
-            return None
-        if norm is not None:
-            if norm.bias is not None or not norm.spec.kind.startswith("rms"):
-                return None
-            return one_row_linear(x, self._weight, residual, "norm", norm.weight, norm.spec.eps)
-        if gate is not None and gate not in GATES:
-            return None
-        return one_row_linear(x, self._weight, residual, GATES[gate] if gate else "")
+def of_one_row(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    norm: NormLayer | None,
+    gate: str | None,
+) -> Tensor | None:
+    """The layer by the GPU's kernel for one row; None where that does not fit. scale: [out], of an FP8 weight."""
+    from octavo.kernels.gpu.linear import fits, one_row_linear
+
+    if not fits(x, weight):
+        return None
+    if bias is not None:
+        residual = bias[None] if residual is None else residual + bias
+    if norm is not None and is_plain_rms(norm):
+        return one_row_linear(x, weight, residual, "norm", norm.weight, norm.spec.eps, scale)
+    if norm is not None:
+        x = norm(x)
+    if gate is not None and gate not in GATES:
+        x, gate = gated(x, gate), None
+    return one_row_linear(x, weight, residual, GATES[gate] if gate else "", scale=scale)
+
+
+def is_plain_rms(norm: NormLayer) -> bool:
+    """Whether it is nothing but an RMS norm, as kernels that take a norm along do it."""
+    return norm.bias is None and norm.spec.kind.startswith("rms")
 
 
 def _can_pack(weight: Tensor) -> bool:

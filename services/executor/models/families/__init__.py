@@ -1,5 +1,6 @@
 """The families of models: each says only how it differs from another. Importing the package knows all."""
 
+from octavo.services.executor.fp8_weights import check_quantization
 from octavo.services.executor.models.families import (
     cohere,
     ernie,
@@ -48,9 +49,7 @@ def build_spec(config: Config) -> tuple[Family, Decoder]:
     if model_type not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise ModelError(f"model_type {model_type!r} is not supported; supported: {supported}")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method")
-        raise ModelError(f"the weights are quantized by {method!r}, which is not supported")
+    check_quantization(config)
     found = FAMILIES[model_type]
     try:
         return found, found.build(found.complete(config))

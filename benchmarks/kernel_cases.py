@@ -1,0 +1,267 @@
+"""What `benchmarks/kernels.py` measures: each kernel's shapes, its data, and the bytes and flops that it cannot avoid.
+
+A case makes several copies of what lies in memory for long, the weights and the cache, and one call for each copy: so
+they come from memory, as in a model whose other layers have been read in between. Copies of activations are fewer than
+the second-level cache holds: in a model too they come from there.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.kernels import rope
+from octavo.kernels.gpu.activation import gated
+from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
+from octavo.kernels.gpu.greedy import greedy
+from octavo.kernels.gpu.linear import Kind, one_row_linear
+from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+from octavo.kernels.gpu.qkv import split_qkv
+from octavo.kernels.gpu.rms_norm import rms_norm
+from octavo.kernels.sampling import sample
+
+Call = Callable[[], object]
+
+DTYPE = torch.bfloat16
+PAGE = 64
+HEADS, KV_HEADS, DIM = 32, 8, 128  # of Qwen3-8B
+VOCAB = 151_936
+SCALE = 1 / math.sqrt(DIM)
+ROTATED_BYTES = 256 * 2**20  # four times the second-level cache
+MOST_COPIES = 64
+
+DECODING = ((1, 1024), (1, 32_768), (8, 4096), (16, 1024), (32, 4096), (64, 1024), (256, 1024))
+PREFILLED = (1024, 4096, 16_384)
+TOKENS = (1, 64, 256, 8192)
+CHOSEN = (1, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# Outputs, inputs, and what the kernel for one row does before the product.
+LINEAR: dict[str, tuple[tuple[str, int, int, Kind], ...]] = {
+    "8b": (
+        ("qkv", 6144, 4096, "norm"),
+        ("o", 4096, 4096, ""),
+        ("gate_up", 24_576, 4096, "norm"),
+        ("down", 4096, 12_288, "silu"),
+        ("head", VOCAB, 4096, "norm"),
+    ),
+    "0.6b": (
+        ("qkv", 4096, 1024, "norm"),
+        ("o", 1024, 2048, ""),
+        ("gate_up", 6144, 1024, "norm"),
+        ("down", 1024, 3072, "silu"),
+        ("head", VOCAB, 1024, "norm"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one shape."""
+
+    kernel: str
+    shape: str
+    num_bytes: float
+    """Read and written at least."""
+    flops: float
+    make: Callable[[], list[Call]]
+    """Puts random data on the device; one call for each copy of it."""
+    can_record: bool = True
+    """Whether it can be part of a CUDA graph; else it is timed call by call, with the host's share."""
+
+
+def all_cases(device: torch.device) -> Iterator[Case]:
+    yield from (decoding(device, requests, length) for requests, length in DECODING)
+    yield from (prefilling(device, tokens) for tokens in PREFILLED)
+    for tokens in TOKENS:
+        yield splitting(device, tokens)
+        yield norming(device, tokens, 4096)
+        yield gating(device, tokens, 12_288)
+    for model, layers in LINEAR.items():
+        yield from (one_row(device, f"{model} {name}", *layer) for name, *layer in layers)  # type: ignore[arg-type]  # a tuple's rest
+    yield from (choosing(device, rows) for rows in CHOSEN)
+    yield from (sampling(device, rows) for rows in CHOSEN)
+    for model, layers in LINEAR.items():
+        for name, outputs, inputs, _ in layers:
+            yield from (cublas(device, f"{model} {name}", outputs, inputs, rows) for rows in ROWS)
+
+
+def decoding(device: torch.device, requests: int, length: int) -> Case:
+    kv_bytes = 2 * requests * length * KV_HEADS * DIM * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        num_blocks = requests * length // PAGE
+        tables = _shuffled(device, num_blocks).view(requests, -1)
+        slots, positions = _range(device, requests), _full(device, requests, length - 1)
+        q = _random(device, requests, HEADS, DIM)
+        out, scratch = torch.empty_like(q), torch.empty(scratch_size(requests, HEADS, KV_HEADS, DIM), device=device)
+
+        def call() -> Call:
+            keys, values = (page_boxes(_random(device, num_blocks, KV_HEADS, PAGE, DIM)) for _ in range(2))
+            return lambda: decode_attention(q, keys, values, tables, slots, positions, scratch, out, KV_HEADS, SCALE)
+
+        return _copies(call, kv_bytes)
+
+    q_bytes = requests * HEADS * DIM * DTYPE.itemsize
+    flops = 4 * requests * length * HEADS * DIM
+    return Case("decode_attention", f"{requests} x {length}", kv_bytes + 2 * q_bytes, flops, make)
+
+
+def prefilling(device: torch.device, tokens: int) -> Case:
+    kv_bytes = 2 * tokens * KV_HEADS * DIM * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        num_blocks = tokens // PAGE
+        tables, zero, count = _shuffled(device, num_blocks).view(1, -1), _full(device, 1, 0), _full(device, 1, tokens)
+        starts = _range(device, tokens // TILE).flip(0) * TILE  # those with the most work first
+        chunks = Chunks(zero, count, count, zero, torch.zeros_like(starts), starts)
+        q = _random(device, tokens, HEADS, DIM)
+        out = torch.empty_like(q)
+
+        def call() -> Call:
+            keys, values = (page_boxes(_random(device, num_blocks, KV_HEADS, PAGE, DIM)) for _ in range(2))
+            return lambda: prefill_attention(q, keys, values, tables, chunks, out, KV_HEADS, SCALE)
+
+        return _copies(call, kv_bytes)
+
+    q_bytes = tokens * HEADS * DIM * DTYPE.itemsize
+    flops = 4 * HEADS * DIM * tokens * (tokens + 1) / 2  # a token sees itself and those before it
+    return Case("prefill_attention", f"{tokens}, causal", kv_bytes + 2 * q_bytes, flops, make)
+
+
+def splitting(device: torch.device, tokens: int) -> Case:
+    """Every token belongs to a request of its own, as in decoding."""
+    heads = HEADS + 2 * KV_HEADS
+
+    def make() -> list[Call]:
+        tables, slots = _shuffled(device, tokens).view(tokens, 1), _range(device, tokens)
+        positions = slots % PAGE
+        angles = torch.rand(PAGE, DIM // 2, device=device) * 6
+        cos, sin = (each[:, None].to(DTYPE) for each in rope.tables(angles, 1.0))
+        weights = [_random(device, DIM) for _ in range(2)]
+        keys, values = (_random(device, tokens, KV_HEADS, PAGE, DIM) for _ in range(2))
+
+        def call() -> Call:
+            qkv = _random(device, tokens, heads * DIM)
+            return lambda: split_qkv(
+                qkv, keys, values, tables, slots, positions, HEADS, cos, sin, False, weights[0], weights[1], 1e-6
+            )
+
+        return _copies(call, tokens * heads * DIM * DTYPE.itemsize)
+
+    return Case("split_qkv", f"{tokens} tokens", 2 * tokens * heads * DIM * DTYPE.itemsize, 0, make)
+
+
+def norming(device: torch.device, tokens: int, size: int) -> Case:
+    num_bytes = tokens * size * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        weight = _random(device, size)
+
+        def call() -> Call:
+            x = _random(device, tokens, size)
+            return lambda: rms_norm(x, weight, 1e-6)
+
+        return _copies(call, num_bytes)
+
+    return Case("rms_norm", f"{tokens} x {size}", 2 * num_bytes, 0, make)
+
+
+def gating(device: torch.device, tokens: int, size: int) -> Case:
+    num_bytes = tokens * size * DTYPE.itemsize
+
+    def call() -> Call:
+        x = _random(device, tokens, 2 * size)
+        return lambda: gated(x, False)
+
+    return Case("gated", f"{tokens} x {size}", 3 * num_bytes, 0, lambda: _copies(call, 2 * num_bytes))
+
+
+def one_row(device: torch.device, name: str, outputs: int, inputs: int, kind: Kind) -> Case:
+    """With what the model has before and after the product."""
+    num_bytes = outputs * inputs * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        x, norm = _random(device, 1, inputs * (2 if kind == "silu" else 1)), _random(device, inputs)
+        residual = None if kind == "norm" else _random(device, 1, outputs)
+
+        def call() -> Call:
+            weight = _random(device, outputs, inputs) / math.sqrt(inputs)
+            return lambda: one_row_linear(x, weight, residual, kind, norm if kind == "norm" else None, 1e-6)
+
+        return _copies(call, num_bytes)
+
+    flops = 2 * outputs * inputs
+    return Case("one_row_linear", f"{name}, {outputs} x {inputs}, {kind or 'plain'}", num_bytes, flops, make)
+
+
+def cublas(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:
+    num_bytes = outputs * inputs * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        x = _random(device, rows, inputs)
+
+        def call() -> Call:
+            weight = _random(device, outputs, inputs) / math.sqrt(inputs)
+            return lambda: F.linear(x, weight)
+
+        return _copies(call, num_bytes)
+
+    around = rows * (inputs + outputs) * DTYPE.itemsize
+    return Case("cublas", f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
+
+
+def choosing(device: torch.device, rows: int) -> Case:
+    num_bytes = rows * VOCAB * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        out, slots, last = _full(device, rows, 0), _range(device, rows), _full(device, rows, 0)
+
+        def call() -> Call:
+            logits = _random(device, rows, VOCAB)
+            return lambda: greedy(logits, out, slots, last)
+
+        return _copies(call, num_bytes)
+
+    return Case("greedy", f"{rows} x {VOCAB}", num_bytes, 0, make)
+
+
+def sampling(device: torch.device, rows: int) -> Case:
+    """Temperature 0.8, top-k 50, top-p 0.95."""
+    num_bytes = rows * VOCAB * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        temperatures, top_ps, min_ps = (torch.full((rows,), each, device=device) for each in (0.8, 0.95, 0.0))
+        top_ks = torch.full((rows,), 50, device=device)
+
+        def call() -> Call:
+            logits = _random(device, rows, VOCAB)
+            return lambda: sample(logits, temperatures, top_ks, top_ps, min_ps, range(rows), [1000] * rows)
+
+        return _copies(call, num_bytes)
+
+    return Case("sample", f"{rows} x {VOCAB}", num_bytes, 0, make, can_record=False)
+
+
+def _copies(make: Callable[[], Call], num_bytes: float) -> list[Call]:
+    """Calls on so many copies, of so many bytes each, that a copy has left the cache when it is used again."""
+    return [make() for _ in range(min(MOST_COPIES, max(2, math.ceil(ROTATED_BYTES / num_bytes))))]
+
+
+def _random(device: torch.device, *shape: int) -> Tensor:
+    """Zeros would draw less power, and the clock would be higher than in a model."""
+    return torch.randn(shape, dtype=DTYPE, device=device)
+
+
+def _shuffled(device: torch.device, count: int) -> Tensor:
+    return torch.randperm(count, device=device).to(torch.int32)
+
+
+def _range(device: torch.device, count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
+
+
+def _full(device: torch.device, count: int, value: int) -> Tensor:
+    return torch.full((count,), value, dtype=torch.int32, device=device)

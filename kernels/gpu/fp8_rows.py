@@ -1,0 +1,68 @@
+"""Triton: rows quantized to FP8, with what comes before it; see `octavo.kernels.fp8`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.gpu.linear import KINDS, Kind
+from octavo.kernels.gpu.overlap import OVERLAP
+
+_MOST = tl.constexpr(448.0)
+_LEAST = tl.constexpr(2.0**-96)
+
+
+def quantize_rows(
+    x: Tensor, kind: Kind = "", norm_weight: Tensor | None = None, eps: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Of f(x): x itself, its RMS norm, or act(gate) * up.
+
+    Args:
+        x: [rows, size], its rows at one stride; for "silu" and "gelu" (its tanh form) [rows, 2 * size], the gate first.
+        norm_weight: [size], for "norm"; None: the norm has no weight.
+
+    Returns: values [rows, size] float8_e4m3fn, scale [rows] float32.
+    """
+    rows, size = len(x), x.shape[1] // (2 if KINDS[kind] >= 2 else 1)
+    values = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(size)
+    if rows:
+        _quantize[(rows,)](
+            x, x if norm_weight is None else norm_weight, values, scale, x.stride(0), eps,
+            SIZE=size, BLOCK=block, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
+            num_warps=num_warps_of(block), **OVERLAP,
+        )  # fmt: skip
+    return values, scale
+
+
+def num_warps_of(block: int) -> int:
+    """32 numbers a thread in the longest rows, 16 in most."""
+    return min(32 if block > 16384 else 16, max(1, block // 512))
+
+
+@triton.jit
+def _quantize(
+    x_ptr, norm_ptr, values_ptr, scale_ptr, stride, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: rows."""
+    row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    is_in = place < SIZE
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    y = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
+    if KIND == 1:
+        y *= tl.rsqrt(tl.sum(y * y, 0) / SIZE + eps)
+        if HAS_WEIGHT:
+            y *= tl.load(norm_ptr + place, mask=is_in, other=0.0).to(tl.float32)
+    if KIND >= 2:
+        up = tl.load(x_ptr + row * stride + SIZE + place, mask=is_in, other=0.0).to(tl.float32)
+        # gelu's tanh form is x * sigmoid(2 u)
+        u = y * (1.5957691216057308 + 0.07135481282992444 * y * y) if KIND == 3 else y
+        y = y / (1.0 + tl.exp(-u)) * up
+    most = tl.maximum(tl.max(tl.abs(y), 0), _LEAST)
+    values = (y * tl.div_rn(_MOST, most)).to(tl.float8e4nv)
+    tl.store(values_ptr + row * SIZE + place, values, mask=is_in)
+    tl.store(scale_ptr + row, tl.div_rn(most, _MOST))
