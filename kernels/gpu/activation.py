@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 BLOCK = 1024
 
@@ -21,9 +21,7 @@ def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
 @triton.jit
 def _gated(gate_up_ptr, out_ptr, size, IS_GELU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: tokens, blocks."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     token, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_in = place < size
     gate = tl.load(gate_up_ptr + token * 2 * size + place, mask=is_in, other=0.0).to(tl.float32)

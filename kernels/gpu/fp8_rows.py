@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.gpu.linear import KINDS, Kind
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 _MOST = tl.constexpr(448.0)
 _LEAST = tl.constexpr(2.0**-96)
@@ -49,9 +49,7 @@ def _quantize(
     """Grid: rows."""
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     y = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     if KIND == 1:
         y *= tl.rsqrt(tl.sum(y * y, 0) / SIZE + eps)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 Kind = Literal["", "norm", "silu", "gelu"]
 KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
@@ -91,9 +91,7 @@ def _one_row(
     weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
     # The first weights are on their way while the kernel before still makes x.
     w = tl.load(weights, mask=is_in[:, None], other=0.0)
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     x, squares = _before(x_ptr + depth, norm_ptr + depth, tl.zeros([DEPTH], tl.float32), INPUTS, KIND, HAS_WEIGHT)
     sums = _products(w, x, HAS_SCALE)
     for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
