@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
@@ -93,9 +93,7 @@ def _decode(
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits. scale is in units of log2, softcap too."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     request, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -151,9 +149,7 @@ def _decode(
 @triton.jit
 def _combine(partial_ptr, lse_ptr, out_ptr, DIM: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: requests * heads. A split without pages has the log-sum-exp NEVER and weighs nothing."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, DIM)
     lse = tl.load(lse_ptr + row * SPLITS + split)
