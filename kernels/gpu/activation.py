@@ -26,7 +26,12 @@ def _gated(gate_up_ptr, out_ptr, size, IS_GELU: tl.constexpr, BLOCK: tl.constexp
     is_in = place < size
     gate = tl.load(gate_up_ptr + token * 2 * size + place, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + token * 2 * size + size + place, mask=is_in, other=0.0).to(tl.float32)
-    # gelu's tanh form is x * sigmoid(2 u)
-    u = gate * (1.5957691216057308 + 0.07135481282992444 * gate * gate) if IS_GELU else gate
-    out = gate / (1.0 + tl.exp(-u)) * up
+    out = activate(gate, IS_GELU) * up
     tl.store(out_ptr + token * size + place, out.to(out_ptr.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def activate(x, IS_GELU: tl.constexpr):
+    """silu, or gelu by its tanh form, which is x * sigmoid(2 u); float32."""
+    u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if IS_GELU else x
+    return x / (1.0 + tl.exp(-u))

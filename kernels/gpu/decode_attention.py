@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.gpu.multiprocessors import NUM_SMS
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
-NUM_SMS = 132
 PROGRAMS_PER_SM = 2
 MOST_PROGRAMS = 128  # of one request: more cost more to join than they gain
 

@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.gpu.activation import activate
+from octavo.kernels.gpu.multiprocessors import NUM_SMS
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 Kind = Literal["", "norm", "silu", "gelu"]
 KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
-NUM_SMS = 132
 LEAST_DEPTH = 128
 
 
@@ -127,7 +128,5 @@ def _before(x_ptr, norm_ptr, squares, INPUTS: tl.constexpr, KIND: tl.constexpr, 
             x = x * tl.load(norm_ptr).to(tl.float32)
     if KIND >= 2:
         up = tl.load(x_ptr + INPUTS).to(tl.float32)
-        # gelu's tanh form is x * sigmoid(2 u)
-        u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if KIND == 3 else x
-        x = x / (1.0 + tl.exp(-u)) * up
+        x = activate(x, KIND == 3) * up
     return x, squares
