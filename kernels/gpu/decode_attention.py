@@ -23,11 +23,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 from octavo.kernels.gpu.work_list import (
     MOST_PARTS,
     MOST_PROGRAMS,
-    NUM_SMS,
     PROGRAMS_PER_SM,
     WORDS,
     WorkList,
@@ -105,7 +105,15 @@ def decode_attention(
     )  # fmt: skip
     if splits > 1:
         _combine[(requests * heads,)](
-            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=keys.block_shape[1], SPLITS=splits, num_warps=2, **OVERLAP
+            scratch,
+            lse,
+            out,
+            HEADS=heads,
+            DIM=head_dim,
+            BOX=keys.block_shape[1],
+            SPLITS=splits,
+            num_warps=2 if splits * head_dim <= 8192 else 8,
+            **OVERLAP,
         )
 
 
@@ -130,9 +138,7 @@ def _decode(
     STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) kv heads, items. In units of log2."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     if SPLITS == 0:
@@ -266,9 +272,7 @@ def _combine(
     HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests * heads. A split without pages has the log-sum-exp NEVER and weighs nothing."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, BOX)
     place = (row // HEADS * SPLITS + split) * HEADS + row % HEADS

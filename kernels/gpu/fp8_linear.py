@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.gpu.linear import LEAST_DEPTH
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 MOST_ROWS = 64  # that one tile of the kernel holds
 
@@ -75,9 +75,7 @@ def _few_rows(
     # The first weights are on their way while the kernel before still makes x.
     w = tl.load(weights, mask=is_out[:, None], other=0.0)
     weight_scale = tl.load(weight_scale_ptr + n, mask=is_out, other=0.0)
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     x = tl.load(xs, mask=is_row[:, None], other=0.0)
     # Where the tensor cores take FP8 itself (64 rows), they keep 14 bits of a sum: it is added up after each 128.
     sums = tl.dot(x, w.T, max_num_imprecise_acc=128)

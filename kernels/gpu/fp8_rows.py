@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.gpu.activation import activate
 from octavo.kernels.gpu.linear import KINDS, Kind
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 _MOST = tl.constexpr(448.0)
 _LEAST = tl.constexpr(2.0**-96)
@@ -49,9 +50,7 @@ def _quantize(
     """Grid: rows."""
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     y = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     if KIND == 1:
         y *= tl.rsqrt(tl.sum(y * y, 0) / SIZE + eps)
@@ -59,9 +58,7 @@ def _quantize(
             y *= tl.load(norm_ptr + place, mask=is_in, other=0.0).to(tl.float32)
     if KIND >= 2:
         up = tl.load(x_ptr + row * stride + SIZE + place, mask=is_in, other=0.0).to(tl.float32)
-        # gelu's tanh form is x * sigmoid(2 u)
-        u = y * (1.5957691216057308 + 0.07135481282992444 * y * y) if KIND == 3 else y
-        y = y / (1.0 + tl.exp(-u)) * up
+        y = activate(y, KIND == 3) * up
     most = tl.maximum(tl.max(tl.abs(y), 0), _LEAST)
     values = (y * tl.div_rn(_MOST, most)).to(tl.float8e4nv)
     tl.store(values_ptr + row * SIZE + place, values, mask=is_in)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 BLOCK = 4096
 
@@ -32,9 +32,7 @@ def greedy(logits: Tensor, out: Tensor, slots: Tensor, last: Tensor) -> None:
 @triton.jit
 def _peaks(logits_ptr, peaks_ptr, places_ptr, vocab, stride, blocks, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: rows, blocks of the vocabulary."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = block * BLOCK + tl.arange(0, BLOCK)
     logits = tl.load(logits_ptr + row * stride + place, mask=place < vocab, other=float("-inf")).to(tl.float32)
@@ -46,9 +44,7 @@ def _peaks(logits_ptr, peaks_ptr, places_ptr, vocab, stride, blocks, BLOCK: tl.c
 @triton.jit
 def _best(peaks_ptr, places_ptr, out_ptr, slots_ptr, last_ptr, blocks, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid: rows."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     row, block = tl.program_id(0), tl.arange(0, WIDTH)
     peaks = tl.load(peaks_ptr + row * blocks + block, mask=block < blocks, other=float("-inf"))
     _, best = tl.max(peaks, 0, return_indices=True, return_indices_tie_break_left=True)

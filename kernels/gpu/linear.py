@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.activation import activate
+from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 Kind = Literal["", "norm", "silu", "gelu"]
 KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
-NUM_SMS = 132
 LEAST_DEPTH = 128
 
 
@@ -65,7 +66,7 @@ def _tile(outputs: int, inputs: int) -> tuple[int, int, int]:
         depth //= 2
     while at_once > 1 and outputs < at_once * 2 * NUM_SMS:
         at_once //= 2
-    return at_once, depth, 4
+    return at_once, depth, max(1, min(4, at_once * depth // 256))  # threads that load 16 bytes each
 
 
 def _fp8_tile(outputs: int, inputs: int) -> tuple[int, int, int]:
@@ -75,7 +76,7 @@ def _fp8_tile(outputs: int, inputs: int) -> tuple[int, int, int]:
         depth //= 2
     while at_once > 1 and outputs < at_once * 1.9 * NUM_SMS:
         at_once //= 2
-    return at_once, depth, 8
+    return at_once, depth, max(1, min(8, at_once * depth // 512))
 
 
 @triton.jit
@@ -91,9 +92,7 @@ def _one_row(
     weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
     # The first weights are on their way while the kernel before still makes x.
     w = tl.load(weights, mask=is_in[:, None], other=0.0)
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     x, squares = _before(x_ptr + depth, norm_ptr + depth, tl.zeros([DEPTH], tl.float32), INPUTS, KIND, HAS_WEIGHT)
     sums = _products(w, x, HAS_SCALE)
     for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
@@ -129,7 +128,5 @@ def _before(x_ptr, norm_ptr, squares, INPUTS: tl.constexpr, KIND: tl.constexpr, 
             x = x * tl.load(norm_ptr).to(tl.float32)
     if KIND >= 2:
         up = tl.load(x_ptr + INPUTS).to(tl.float32)
-        # gelu's tanh form is x * sigmoid(2 u)
-        u = x * (1.5957691216057308 + 0.07135481282992444 * x * x) if KIND == 3 else x
-        x = x / (1.0 + tl.exp(-u)) * up
+        x = activate(x, KIND == 3) * up
     return x, squares

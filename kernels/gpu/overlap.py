@@ -8,7 +8,17 @@ source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchroni
 """
 
 import torch
+import triton
+import triton.language as tl
 
 HAS_OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 OVERLAP = {"OVERLAP": HAS_OVERLAP, "launch_pdl": HAS_OVERLAP}
 """For the launch of a kernel that has the parameter OVERLAP."""
+
+
+@triton.jit
+def begin(OVERLAP: tl.constexpr):
+    """What every kernel does before it touches anything but weights."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 TILE = 64  # tokens
 
@@ -74,9 +74,7 @@ def _prefill(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles, heads. scale and softcap are in units of log2. A sink is a key without a value."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     tile, head = tl.program_id(0), tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
     chunk = tl.load(tile_chunks_ptr + tile)

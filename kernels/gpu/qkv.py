@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 HEADS_AT_ONCE = 8
 MOST_FP8 = tl.constexpr(448.0)  # the greatest number of e4m3
@@ -68,9 +68,7 @@ def _split_qkv(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, BOX)
     is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)

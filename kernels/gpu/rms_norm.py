@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -27,9 +27,7 @@ def _rms_norm(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
     x = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)

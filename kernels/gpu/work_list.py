@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.overlap import OVERLAP, begin
 
-NUM_SMS = 132
 PROGRAMS_PER_SM = 2
 MOST_PROGRAMS = 128  # of one request: more cost more to join than they gain
 MOST_PARTS = 64  # items of one request
@@ -78,9 +78,7 @@ def _plan(
     REQUESTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests. Each program counts the items of all, and writes those of its own."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
     request = tl.program_id(0)
     other = tl.arange(0, REQUESTS)
     lengths = tl.load(positions_ptr + other, mask=other < requests, other=-1) + 1

@@ -1,0 +1,187 @@
+"""The Triton kernels in Triton's interpreter against the references; `test_interpreter` runs this file by itself.
+
+The interpreter multiplies bfloat16 wrongly and knows no dependent launches: float32 and float16 only, and no overlap.
+Blocks of others hold NaN. What lies behind a request's end in its own last page is a number, by contract, but large.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.kernels import activation, cache_write, decode_attention, linear, rms_norm, rope
+from octavo.kernels.gpu import activation as gpu_activation
+from octavo.kernels.gpu import decode_attention as gpu_decode
+from octavo.kernels.gpu import greedy as gpu_greedy
+from octavo.kernels.gpu import linear as gpu_linear
+from octavo.kernels.gpu import prefill_attention as gpu_prefill
+from octavo.kernels.gpu import qkv as gpu_qkv
+from octavo.kernels.gpu import rms_norm as gpu_rms_norm
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of 1 / (1 + exp(1000))
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # Triton 3.6's own
+]
+DTYPES = FP32, FP16 = torch.float32, torch.float16
+# Relative error of the whole output: ||out - ref|| / ||ref||.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3}
+PAGE = 16
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def close(out: Tensor, reference: Tensor) -> None:
+    assert out.shape == reference.shape and not out.isnan().any()
+    error = (out.double() - reference.double()).norm() / reference.double().norm()
+    assert error < TOLERANCE[out.dtype], f"relative error {error:.1e}"
+
+
+class Paged:
+    """Random keys and values of requests, in pages in random order."""
+
+    def __init__(self, lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+        most = -(-max(lengths) // PAGE)
+        blocks = torch.randperm(len(lengths) * most + 1)[: len(lengths) * most].view(-1, most).int()
+        self.slots = torch.randperm(len(lengths)).int()
+        self.tables = torch.zeros_like(blocks)
+        self.tables[self.slots.long()] = blocks
+        self.blocks = blocks  # [requests, most]
+        self.caches = [torch.full((len(blocks) * most + 1, kv_heads, PAGE, dim), math.nan, dtype=dtype) for _ in "kv"]
+        for cache in self.caches:
+            for row, length in zip(blocks.tolist(), lengths, strict=True):
+                for index in range(-(-length // PAGE)):
+                    inside = min(PAGE, length - index * PAGE)
+                    cache[row[index]] = 1e4 if dtype == torch.float32 else 100.0
+                    cache[row[index], :, :inside] = torch.randn(kv_heads, inside, dim)
+        self.boxes = [gpu_decode.page_boxes(cache) for cache in self.caches]
+
+
+@pytest.mark.parametrize(
+    "dtype, lengths, kv_heads, group, dim, window, softcap",
+    [
+        (FP32, [1, 15, 16, 17, 50], 2, 3, 32, None, None),  # 16 programs a request, most without a page
+        (FP16, [300], 1, 17, 16, 20, None),
+        (FP32, [40, 33], 2, 1, 32, 16, 30.0),
+        (FP16, [1, 15, 16, 33], 34, 1, 16, None, None),  # one program a request: nothing to combine
+    ],
+)
+def test_decode_attention(
+    dtype: torch.dtype,
+    lengths: list[int],
+    kv_heads: int,
+    group: int,
+    dim: int,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    paged, heads = Paged(lengths, kv_heads, dim, dtype), kv_heads * group
+    q = torch.randn(len(lengths), heads, dim).to(dtype)
+    out = torch.full_like(q, math.nan)
+    scratch = torch.full((gpu_decode.scratch_size(len(lengths), heads, kv_heads, dim),), math.nan)
+    ends = torch.tensor(lengths).int()
+    gpu_decode.decode_attention(
+        q, *paged.boxes, paged.tables, paged.slots, ends - 1, scratch, out, kv_heads, 0.3, window, softcap
+    )
+    close(out, decode_attention.reference(q, *paged.caches, paged.blocks, ends, 0.3, window, softcap))
+
+
+@pytest.mark.parametrize("dtype, window, softcap", [(FP32, None, None), (FP16, 20, None), (FP32, 70, 30.0)])
+def test_prefill_attention(dtype: torch.dtype, window: int | None, softcap: float | None) -> None:
+    kv_heads, heads, dim, first = 1, 2, 32, 3  # the first rows are of decoding requests, and stay as they are
+    lengths, totals = [1, 65, 30], [17, 65, 130]
+    paged = Paged(totals, kv_heads, dim, dtype)
+    q = torch.randn(first + sum(lengths), heads, dim).to(dtype)
+    out = torch.full_like(q, math.nan)
+    rows = [first + sum(lengths[:index]) for index in range(len(lengths))]
+    tiles = [(index, start) for index, length in enumerate(lengths) for start in range(0, length, gpu_prefill.TILE)]
+    columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
+    as_int32 = [torch.tensor(each).int() for each in columns]
+    chunks = gpu_prefill.Chunks(*as_int32[:3], paged.slots, *as_int32[3:])
+    gpu_prefill.prefill_attention(q, *paged.boxes, paged.tables, chunks, out, kv_heads, 0.3, window, softcap)
+
+    assert out[:first].isnan().all()
+    # A chunk of n tokens is n requests of one token each.
+    owners = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)])
+    ends = torch.cat([torch.arange(end - n, end) + 1 for n, end in zip(lengths, totals, strict=True)])
+    expected = decode_attention.reference(q[first:], *paged.caches, paged.blocks[owners], ends, 0.3, window, softcap)
+    close(out[first:], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim, turned, is_interleaved", [(32, 32, False), (32, 16, False), (16, 16, True)])
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_split_qkv(has_norm: bool, dim: int, turned: int, is_interleaved: bool, dtype: torch.dtype) -> None:
+    tokens, heads, kv_heads = 4, 6, 3
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype)
+    angles = torch.rand(40, turned // 2) * 6
+    cos, sin = (each[:, None].to(dtype) for each in rope.tables(angles, 1.0, is_interleaved))
+    positions, slots = torch.tensor([0, 15, 16, 39]).int(), torch.randperm(tokens).int()
+    tables = torch.randperm(tokens * 3).int().view(tokens, 3)
+    caches = [torch.full((tokens * 3, kv_heads, PAGE, dim), math.nan, dtype=dtype) for _ in "kv"]
+    weights = [torch.rand(dim).to(dtype) + 0.5 for _ in "qk"] if has_norm else [None, None]
+    q = gpu_qkv.split_qkv(qkv, *caches, tables, slots, positions, heads, cos, sin, is_interleaved, *weights, 1e-5)
+
+    parts = qkv.view(tokens, -1, dim).float().split([heads, kv_heads, kv_heads], 1)
+    turned_parts = []
+    for part, weight in zip(parts, weights, strict=False):
+        normed = part if weight is None else rms_norm.reference(part, weight.float(), 1e-5)
+        turned_parts.append(rope.reference(normed, angles[positions.long()], 1.0, is_interleaved))
+    expected = [torch.full_like(cache, math.nan, dtype=torch.float32) for cache in caches]
+    places = tables[slots.long(), positions.long() // PAGE].long() * PAGE + positions.long() % PAGE
+    cache_write.reference(turned_parts[1], parts[2], *expected, places)
+    close(q, turned_parts[0])
+    for ours, theirs in zip(caches, expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        close(ours.nan_to_num(), theirs.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_weight", [True, False])
+@pytest.mark.parametrize("size", [1, 77, 512])
+def test_rms_norm(size: int, has_weight: bool, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(3, 2 * size).to(dtype)[:, :size], torch.rand(size).to(dtype) if has_weight else None
+    close(gpu_rms_norm.rms_norm(x, weight, 1e-6), rms_norm.reference(x.float(), weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [3, 1024, 1025])
+@pytest.mark.parametrize("act", ["silu", "gelu_pytorch_tanh"])
+def test_gated(act: str, size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2 * size).to(dtype) * 3
+    close(gpu_activation.gated(x, act != "silu"), activation.reference(x.float(), act))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs, inputs", [(1, 128), (7, 384), (11, 1024)])
+def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    weight, residual = torch.randn(outputs, inputs).to(dtype), torch.randn(1, outputs).to(dtype)
+    x, norm_weight = torch.randn(1, 2 * inputs).to(dtype), torch.rand(inputs).to(dtype)
+    half, wide = x[:, :inputs].contiguous(), weight.float()
+    one_row = gpu_linear.one_row_linear
+    close(one_row(half, weight, residual), linear.reference(half.float(), wide, None, residual))
+    for its_weight in (norm_weight, None):
+        normed = rms_norm.reference(half.float(), its_weight, 1e-6)
+        close(one_row(half, weight, None, "norm", its_weight, 1e-6), linear.reference(normed, wide, None, None))
+    silu, gelu = (activation.reference(x.float(), act) for act in ("silu", "gelu_pytorch_tanh"))
+    close(one_row(x, weight, residual, "silu"), linear.reference(silu, wide, None, residual))
+    close(one_row(x, weight, None, "gelu"), linear.reference(gelu, wide, None, None))
+
+
+def test_one_row_linear_of_several_outputs_a_program() -> None:
+    weight, x = torch.randn(2 * 2 * gpu_linear.NUM_SMS + 3, 128), torch.randn(1, 128)
+    close(gpu_linear.one_row_linear(x, weight), linear.reference(x, weight, None, None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 4096, 9000])
+def test_greedy_takes_the_first_of_the_most_likely(vocab: int, dtype: torch.dtype) -> None:
+    logits = torch.randn(3, vocab + 5).to(dtype)[:, :vocab]
+    logits[:, vocab // 3] = logits[:, vocab // 2] = 100.0
+    out, slots, last = torch.full((3,), -1).int(), torch.tensor([3, 0, 1]).int(), torch.full((4,), -1).int()
+    gpu_greedy.greedy(logits, out, slots, last)
+    assert out.tolist() == [vocab // 3] * 3
+    assert last.tolist() == [vocab // 3, vocab // 3, -1, vocab // 3]
