@@ -1,0 +1,167 @@
+"""Triton: a token a row by its slot's sampling parameters, in two passes; see `octavo.kernels.sampling`.
+
+The first pass has a program for each block of the vocabulary, and finds the block's likeliest token and its weight.
+The second has one for each row. A greedy row takes the likeliest token; a random one the block in which the draw
+falls, and the token in it. Only rows with top-k, top-p or min-p are read as a whole again, to find the limit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.gpu import sampler_state
+from octavo.kernels.gpu.overlap import OVERLAP
+from octavo.kernels.gpu.truncation import as_float, logits_at, masses_within, narrow
+
+BLOCK = 4096
+
+_RATE, _TOP_K, _TOP_P, _MIN_P = (
+    tl.constexpr(each)
+    for each in (sampler_state.RATE, sampler_state.TOP_K, sampler_state.TOP_P, sampler_state.MIN_P)
+)
+_SEED, _COUNTS = tl.constexpr(sampler_state.SEED), tl.constexpr(sampler_state.COUNTS)
+_REPETITION, _FREQUENCY, _PRESENCE = (
+    tl.constexpr(each) for each in (sampler_state.REPETITION, sampler_state.FREQUENCY, sampler_state.PRESENCE)
+)
+_COLUMNS = tl.constexpr(sampler_state.COLUMNS)
+_LOWEST = tl.constexpr(-3.0e38)  # in place of -inf, whose distance from itself is NaN
+_FARTHEST = tl.constexpr(120.0)  # in bits of weight: what is farther weighs nothing in float32
+
+
+def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out: Tensor, last: Tensor) -> None:
+    """Choose a token a row, note it as the last one of the row's slot, and count it if the slot has penalties.
+
+    Args:
+        logits: [rows, vocab], its rows at one stride, any float dtype.
+        state: [slots, COLUMNS] int32, as `sampler_state.pack_state` gives each row.
+        slots: [rows] int32.
+        positions: [rows] int32, of each row's last known token: the chosen one comes behind it.
+        out: [rows] int32, overwritten.
+        last: [slots] int32, changed in place.
+    """
+    rows, vocab = logits.shape
+    blocks = triton.cdiv(vocab, BLOCK)
+    peaks, masses = torch.empty(2, rows, blocks, dtype=torch.float32, device=logits.device)
+    places = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
+    _peaks[(rows, blocks)](
+        logits, state, slots, peaks, masses, places, vocab, logits.stride(0), blocks, BLOCK=BLOCK, num_warps=4, **OVERLAP
+    )
+    _choose[(rows,)](
+        logits, state, slots, positions, peaks, masses, places, out, last, vocab, logits.stride(0), blocks,
+        WIDTH=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=16, **OVERLAP,
+    )  # fmt: skip
+
+
+@triton.jit
+def _counts(state_ptr):
+    """The address of the slot's counts, and its penalties."""
+    low = tl.load(state_ptr + _COUNTS).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = tl.load(state_ptr + _COUNTS + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
+    counts = (low | (high << 32)).to(tl.int64)
+    repetition, frequency = tl.load(state_ptr + _REPETITION), tl.load(state_ptr + _FREQUENCY)
+    return counts, as_float(repetition), as_float(frequency), as_float(tl.load(state_ptr + _PRESENCE))
+
+
+@triton.jit
+def _peaks(
+    logits_ptr, state_ptr, slots_ptr, peaks_ptr, masses_ptr, places_ptr, vocab, stride, blocks,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: rows, blocks of the vocabulary."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    state_ptr += tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    counts, repetition, frequency, presence = _counts(state_ptr)
+    logits = logits_at(logits_ptr + row * stride, place, place < vocab, counts, repetition, frequency, presence)
+    peak = tl.maximum(tl.max(logits, 0), _LOWEST)
+    best = tl.min(tl.where(logits == peak, place, vocab), 0)
+    best = tl.where(best < vocab, best, block * BLOCK)
+    tl.store(peaks_ptr + row * blocks + block, peak)
+    tl.store(places_ptr + row * blocks + block, best)
+    rate = as_float(tl.load(state_ptr + _RATE))
+    if rate > 0:
+        tl.store(masses_ptr + row * blocks + block, tl.sum(tl.exp2(rate * (logits - peak)), 0))
+
+
+@triton.jit
+def _choose(
+    logits_ptr, state_ptr, slots_ptr, positions_ptr, peaks_ptr, masses_ptr, places_ptr, out_ptr, last_ptr,
+    vocab, stride, blocks, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: rows."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    state_ptr += slot * _COLUMNS
+    counts, repetition, frequency, presence = _counts(state_ptr)
+    peaks = tl.load(peaks_ptr + row * blocks + lane, mask=lane < blocks, other=_LOWEST)
+    peak = tl.max(peaks, 0)
+    token = tl.load(places_ptr + row * blocks + tl.min(tl.where(peaks == peak, lane, blocks - 1), 0))
+    rate = as_float(tl.load(state_ptr + _RATE))
+    if rate > 0:
+        row_ptr = logits_ptr + row * stride
+        masses = tl.load(masses_ptr + row * blocks + lane, mask=lane < blocks, other=0.0)
+        masses = (masses * tl.exp2(rate * (peaks - peak))).to(tl.float64)
+        top_k, top_p = tl.load(state_ptr + _TOP_K), as_float(tl.load(state_ptr + _TOP_P))
+        min_p = as_float(tl.load(state_ptr + _MIN_P))
+        limit = tl.minimum(min_p, _FARTHEST / rate)
+        if top_k > 0:
+            limit = narrow(
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, top_k, True, BLOCK
+            )
+        if (top_k > 0) | (min_p < float("inf")):
+            masses = masses_within(
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, WIDTH, BLOCK
+            )
+        if top_p < 1:
+            target = tl.sum(masses, 0) * top_p
+            limit = narrow(
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, target, False, BLOCK
+            )
+            masses = masses_within(
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, WIDTH, BLOCK
+            )
+        block, rest = _divide(masses, _uniform(state_ptr, tl.load(positions_ptr + row) + 1), WIDTH)
+        place = block * BLOCK + tl.arange(0, BLOCK)
+        logits = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
+        distance = peak - logits
+        weights = tl.where(distance <= limit, tl.exp2(-rate * distance), 0.0).to(tl.float64)
+        index, _ = _divide(weights, rest, BLOCK)
+        token = tl.minimum(block * BLOCK + index, vocab - 1)
+    tl.store(out_ptr + row, token)
+    tl.store(last_ptr + slot, token)
+    if counts != 0:
+        count_ptr = counts.to(tl.pointer_type(tl.int32)) + token
+        tl.store(count_ptr, tl.load(count_ptr) + 2)
+
+
+@triton.jit
+def _divide(weights, draw, WIDTH: tl.constexpr):
+    """The first index at which the running sum of weights exceeds draw of their total, and how far the draw lies in
+    its weight: both numbers are in [0, 1)."""
+    lane = tl.arange(0, WIDTH)
+    running = tl.cumsum(weights, 0)
+    aim = draw * tl.max(running, 0)
+    index = tl.min(tl.where((running > aim) & (weights > 0), lane, WIDTH - 1), 0)
+    end = tl.sum(tl.where(lane == index, running, 0.0), 0)
+    weight = tl.sum(tl.where(lane == index, weights, 0.0), 0)
+    rest = (aim - (end - weight)) / weight
+    return index, tl.minimum(tl.maximum(rest, 0.0), 1.0 - 2.0**-53)
+
+
+@triton.jit
+def _uniform(state_ptr, position):
+    """As `octavo.kernels.sampling.uniform`."""
+    low = tl.load(state_ptr + _SEED).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = tl.load(state_ptr + _SEED + 1).to(tl.uint32, bitcast=True).to(tl.uint64)
+    counter = position.to(tl.uint32)
+    zero = counter * 0
+    first, second, _, _ = tl.philox(low | (high << 32), counter, zero, zero, zero)
+    bits = (first.to(tl.uint64) << 21) | (second >> 11).to(tl.uint64)
+    return bits.to(tl.float64) * 2.0**-53
