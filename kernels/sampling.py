@@ -119,7 +119,7 @@ def logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tens
     lower id first among equals, [rows, num_top] float32 and int64.
     """
     every = logits.float().log_softmax(-1)
-    top = every.sort(-1, descending=True, stable=True)
+    top = every.sort(dim=-1, descending=True, stable=True)
     return every.gather(-1, tokens[:, None]).squeeze(-1), top.values[:, :num_top], top.indices[:, :num_top]
 
 

@@ -14,11 +14,11 @@ from octavo.kernels.gpu import sampler_state
 from octavo.kernels.gpu.overlap import OVERLAP
 from octavo.kernels.gpu.truncation import as_float, logits_at, masses_within, narrow
 
-BLOCK = 4096
+BLOCK = 4096  # tokens of which one program of the first pass knows the weight
+PART = 1024  # tokens at once
 
 _RATE, _TOP_K, _TOP_P, _MIN_P = (
-    tl.constexpr(each)
-    for each in (sampler_state.RATE, sampler_state.TOP_K, sampler_state.TOP_P, sampler_state.MIN_P)
+    tl.constexpr(each) for each in (sampler_state.RATE, sampler_state.TOP_K, sampler_state.TOP_P, sampler_state.MIN_P)
 )
 _SEED, _COUNTS = tl.constexpr(sampler_state.SEED), tl.constexpr(sampler_state.COUNTS)
 _REPETITION, _FREQUENCY, _PRESENCE = (
@@ -45,11 +45,12 @@ def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out:
     peaks, masses = torch.empty(2, rows, blocks, dtype=torch.float32, device=logits.device)
     places = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
     _peaks[(rows, blocks)](
-        logits, state, slots, peaks, masses, places, vocab, logits.stride(0), blocks, BLOCK=BLOCK, num_warps=4, **OVERLAP
-    )
+        logits, state, slots, peaks, masses, places, vocab, logits.stride(0), blocks,
+        BLOCK=BLOCK, PART=PART, num_warps=8, **OVERLAP,
+    )  # fmt: skip
     _choose[(rows,)](
         logits, state, slots, positions, peaks, masses, places, out, last, vocab, logits.stride(0), blocks,
-        WIDTH=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=16, **OVERLAP,
+        WIDTH=triton.next_power_of_2(blocks), BLOCK=BLOCK, PART=PART, num_warps=16, **OVERLAP,
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def _counts(state_ptr):
 @triton.jit
 def _peaks(
     logits_ptr, state_ptr, slots_ptr, peaks_ptr, masses_ptr, places_ptr, vocab, stride, blocks,
-    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK: tl.constexpr, PART: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows, blocks of the vocabulary."""
     if OVERLAP:
@@ -74,23 +75,35 @@ def _peaks(
         tl.extra.cuda.gdc_wait()
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_ptr += tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS
-    place = block * BLOCK + tl.arange(0, BLOCK)
     counts, repetition, frequency, presence = _counts(state_ptr)
-    logits = logits_at(logits_ptr + row * stride, place, place < vocab, counts, repetition, frequency, presence)
-    peak = tl.maximum(tl.max(logits, 0), _LOWEST)
-    best = tl.min(tl.where(logits == peak, place, vocab), 0)
-    best = tl.where(best < vocab, best, block * BLOCK)
+    row_ptr, offset = logits_ptr + row * stride, tl.arange(0, PART)
+    logits = tl.full((PART,), float("-inf"), tl.float32)
+    places = tl.full((PART,), 0, tl.int32) + block * BLOCK
+    end = tl.minimum(vocab, block * BLOCK + BLOCK)
+    for start in tl.range(block * BLOCK, end, PART, num_stages=BLOCK // PART):
+        place = start + offset
+        others = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
+        places = tl.where(others > logits, place, places)
+        logits = tl.maximum(others, logits)
+    peak = tl.max(logits, 0)
+    best = tl.min(tl.where(logits == peak, places, vocab - 1), 0)
+    peak = tl.maximum(peak, _LOWEST)
     tl.store(peaks_ptr + row * blocks + block, peak)
     tl.store(places_ptr + row * blocks + block, best)
     rate = as_float(tl.load(state_ptr + _RATE))
     if rate > 0:
-        tl.store(masses_ptr + row * blocks + block, tl.sum(tl.exp2(rate * (logits - peak)), 0))
+        weights = tl.zeros((PART,), tl.float32)
+        for start in tl.range(block * BLOCK, end, PART, num_stages=BLOCK // PART):
+            place = start + offset
+            logits = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
+            weights += tl.exp2(rate * (logits - peak))
+        tl.store(masses_ptr + row * blocks + block, tl.sum(weights, 0))
 
 
 @triton.jit
 def _choose(
     logits_ptr, state_ptr, slots_ptr, positions_ptr, peaks_ptr, masses_ptr, places_ptr, out_ptr, last_ptr,
-    vocab, stride, blocks, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+    vocab, stride, blocks, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
     if OVERLAP:
@@ -113,7 +126,7 @@ def _choose(
         limit = tl.minimum(min_p, _FARTHEST / rate)
         if top_k > 0:
             limit = narrow(
-                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, top_k, True, BLOCK
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, top_k, True, 2 * PART
             )
         if (top_k > 0) | (min_p < float("inf")):
             masses = masses_within(
@@ -122,22 +135,30 @@ def _choose(
         if top_p < 1:
             target = tl.sum(masses, 0) * top_p
             limit = narrow(
-                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, target, False, BLOCK
+                row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, target, False, 2 * PART
             )
             masses = masses_within(
                 row_ptr, vocab, counts, repetition, frequency, presence, peak, rate, limit, WIDTH, BLOCK
             )
-        block, rest = _divide(masses, _uniform(state_ptr, tl.load(positions_ptr + row) + 1), WIDTH)
-        place = block * BLOCK + tl.arange(0, BLOCK)
-        logits = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
+        # Where the draw falls: in which block, in which part of it, at which token.
+        block, draw = _divide(masses, _uniform(state_ptr, tl.load(positions_ptr + row) + 1), WIDTH)
+        block_ptr, length = row_ptr + block * BLOCK, tl.minimum(vocab - block * BLOCK, BLOCK)
+        counts = tl.where(counts != 0, counts + 4 * block * BLOCK, 0)
+        masses = masses_within(
+            block_ptr, length, counts, repetition, frequency, presence, peak, rate, limit, BLOCK // PART, PART
+        )
+        part, draw = _divide(masses, draw, BLOCK // PART)
+        place = part * PART + tl.arange(0, PART)
+        logits = logits_at(block_ptr, place, place < length, counts, repetition, frequency, presence)
         distance = peak - logits
-        weights = tl.where(distance <= limit, tl.exp2(-rate * distance), 0.0).to(tl.float64)
-        index, _ = _divide(weights, rest, BLOCK)
-        token = tl.minimum(block * BLOCK + index, vocab - 1)
+        weights = tl.where(distance <= limit, tl.exp2(-rate * distance), 0.0)
+        index, _ = _divide(weights.to(tl.float64), draw, PART)
+        token = tl.minimum(block * BLOCK + part * PART + index, vocab - 1)
     tl.store(out_ptr + row, token)
     tl.store(last_ptr + slot, token)
-    if counts != 0:
-        count_ptr = counts.to(tl.pointer_type(tl.int32)) + token
+    table, _, _, _ = _counts(state_ptr)
+    if table != 0:
+        count_ptr = table.to(tl.pointer_type(tl.int32)) + token
         tl.store(count_ptr, tl.load(count_ptr) + 2)
 
 

@@ -26,7 +26,8 @@ def logits_at(row_ptr, place, is_in, counts, repetition, frequency, presence):
     """Logits with penalties, float32; -inf where they are not in the row."""
     logits = tl.load(row_ptr + place, mask=is_in, other=float("-inf")).to(tl.float32)
     if counts != 0:
-        count = tl.load(counts.to(tl.pointer_type(tl.int32)) + place, mask=is_in, other=0)
+        count_ptr = tl.multiple_of(counts, 16).to(tl.pointer_type(tl.int32))
+        count = tl.load(count_ptr + place, mask=is_in, other=0)
         repeated = tl.where(logits > 0, tl.div_rn(logits, repetition), logits * repetition)
         logits = tl.where(count > 0, repeated, logits)
         generated = count >> 1
@@ -37,7 +38,8 @@ def logits_at(row_ptr, place, is_in, counts, repetition, frequency, presence):
 
 @triton.jit
 def masses_within(
-    row_ptr, length, counts, repetition, frequency, presence, peak, rate, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    row_ptr, length, counts, repetition, frequency, presence, peak, rate, limit,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of each block, the weight of its tokens within the limit: [WIDTH] float64."""
     lane, offset = tl.arange(0, WIDTH), tl.arange(0, BLOCK)

@@ -28,6 +28,8 @@ class Plan:
     table_places: list[int] = field(default_factory=list)
     table_blocks: list[int] = field(default_factory=list)
     fresh_blocks: list[int] = field(default_factory=list)  # to be zeroed: nothing of a former owner may be read
+    new_slots: list[int] = field(default_factory=list)
+    new_states: list[int] = field(default_factory=list)  # of each of them a row of the sampler's state
     slots: list[int] = field(default_factory=list)  # [rows]
     positions: list[int] = field(default_factory=list)  # [rows]
     token_ids: list[int] = field(default_factory=list)  # [rows of chunks]
@@ -45,6 +47,7 @@ def plan_step(step: Step, slots: Slots) -> Plan:
     """Apply a step to `slots`, and move every slot on by what the step computes."""
     plan = Plan(fresh_blocks=slots.apply(step))
     for new in step.new:
+        plan.new_slots.append(new.slot)
         blocks = unpack(new.blocks).tolist()
         _change_table(plan, [new.slot] * len(blocks), range(len(blocks)), blocks)
     grown = unpack(step.grown_slots).tolist()

@@ -77,7 +77,7 @@ def logprobs_of(logits: Tensor, tokens: Tensor, slots: list[int], params: list[S
     rows = [row for row, each in enumerate(params) if each.logprobs is not None]
     if not rows:
         return Logprobs()
-    num_top = [params[row].logprobs or 0 for row in rows]
+    num_top = [min(params[row].logprobs or 0, logits.shape[-1]) for row in rows]
     chosen, top, top_ids = logprobs(logits[rows], tokens[rows], max(num_top))
     return logprob_columns([slots[row] for row in rows], num_top, chosen.tolist(), top.tolist(), top_ids.tolist())
 
