@@ -16,12 +16,12 @@ from torch import Tensor
 from octavo.kernels import rope
 from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
-from octavo.kernels.gpu.greedy import greedy
 from octavo.kernels.gpu.linear import Kind, one_row_linear
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 from octavo.kernels.gpu.qkv import split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
-from octavo.kernels.sampling import sample
+from octavo.kernels.gpu.sampler_state import pack_state
+from octavo.kernels.gpu.sampling import sample
 
 Call = Callable[[], object]
 
@@ -37,6 +37,7 @@ DECODING = ((1, 1024), (1, 32_768), (8, 4096), (16, 1024), (32, 4096), (64, 1024
 PREFILLED = (1024, 4096, 16_384)
 TOKENS = (1, 64, 256, 8192)
 CHOSEN = (1, 64, 256)
+SAMPLED = {"greedy": (0.0, 0, 1.0), "random": (0.8, 0, 1.0), "top-k 50, top-p 0.95": (0.8, 50, 0.95)}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Outputs, inputs, and what the kernel for one row does before the product.
 LINEAR: dict[str, tuple[tuple[str, int, int, Kind], ...]] = {
@@ -68,8 +69,6 @@ class Case:
     flops: float
     make: Callable[[], list[Call]]
     """Puts random data on the device; one call for each copy of it."""
-    can_record: bool = True
-    """Whether it can be part of a CUDA graph; else it is timed call by call, with the host's share."""
 
 
 def all_cases(device: torch.device) -> Iterator[Case]:
@@ -81,8 +80,8 @@ def all_cases(device: torch.device) -> Iterator[Case]:
         yield gating(device, tokens, 12_288)
     for model, layers in LINEAR.items():
         yield from (one_row(device, f"{model} {name}", *layer) for name, *layer in layers)  # type: ignore[arg-type]  # a tuple's rest
-    yield from (choosing(device, rows) for rows in CHOSEN)
-    yield from (sampling(device, rows) for rows in CHOSEN)
+    for name, params in SAMPLED.items():
+        yield from (sampling(device, rows, name, *params) for rows in CHOSEN)
     for model, layers in LINEAR.items():
         for name, outputs, inputs, _ in layers:
             yield from (cublas(device, f"{model} {name}", outputs, inputs, rows) for rows in ROWS)
@@ -213,36 +212,22 @@ def cublas(device: torch.device, name: str, outputs: int, inputs: int, rows: int
     return Case("cublas", f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
 
 
-def choosing(device: torch.device, rows: int) -> Case:
+def sampling(device: torch.device, rows: int, name: str, temperature: float, top_k: int, top_p: float) -> Case:
     num_bytes = rows * VOCAB * DTYPE.itemsize
 
     def make() -> list[Call]:
-        out, slots, last = _full(device, rows, 0), _range(device, rows), _full(device, rows, 0)
+        one = pack_state(temperature, top_k, top_p, math.inf, 7, 0, (1.0, 0.0, 0.0), None)
+        state = torch.tensor([one] * rows, dtype=torch.int32, device=device)
+        slots, out, last = _range(device, rows), _full(device, rows, 0), _full(device, rows, 0)
+        positions = _full(device, rows, 1000)
 
         def call() -> Call:
             logits = _random(device, rows, VOCAB)
-            return lambda: greedy(logits, out, slots, last)
+            return lambda: sample(logits, state, slots, positions, out, last)
 
         return _copies(call, num_bytes)
 
-    return Case("greedy", f"{rows} x {VOCAB}", num_bytes, 0, make)
-
-
-def sampling(device: torch.device, rows: int) -> Case:
-    """Temperature 0.8, top-k 50, top-p 0.95."""
-    num_bytes = rows * VOCAB * DTYPE.itemsize
-
-    def make() -> list[Call]:
-        temperatures, top_ps, min_ps = (torch.full((rows,), each, device=device) for each in (0.8, 0.95, 0.0))
-        top_ks = torch.full((rows,), 50, device=device)
-
-        def call() -> Call:
-            logits = _random(device, rows, VOCAB)
-            return lambda: sample(logits, temperatures, top_ks, top_ps, min_ps, range(rows), [1000] * rows)
-
-        return _copies(call, num_bytes)
-
-    return Case("sample", f"{rows} x {VOCAB}", num_bytes, 0, make, can_record=False)
+    return Case("sample", f"{name}, {rows} x {VOCAB}", num_bytes, 0, make)
 
 
 def _copies(make: Callable[[], Call], num_bytes: float) -> list[Call]:

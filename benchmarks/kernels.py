@@ -46,7 +46,7 @@ def main() -> None:
             shares = {"of_copy": round(tbs / options.copy_tbs, 3), "of_bf16": round(tflops / options.bf16_tflops, 3)}
             records.add(
                 kernel=case.kernel, shape=case.shape, us=round(took_s * 1e6, 2), bytes=int(case.num_bytes),
-                flops=int(case.flops), tb_s=round(tbs, 3), tflop_s=round(tflops, 1), **shares, in_graph=case.can_record,
+                flops=int(case.flops), tb_s=round(tbs, 3), tflop_s=round(tflops, 1), **shares,
             )  # fmt: skip
             table.add(
                 f"{case.kernel:<18}", f"{case.shape:<32}", took_s * 1e6, case.num_bytes / 1e6, case.flops / 1e9, tbs,
@@ -62,7 +62,7 @@ def seconds(case: Case) -> float:
     for call in calls:  # compiles it, and fills torch's memory pools
         call()
     torch.cuda.synchronize()
-    play = _record(calls) if case.can_record else lambda: [call() for call in calls]
+    play = _record(calls)
     times_ms: list[float] = []
     for _ in range(ROUNDS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's

@@ -1,22 +1,28 @@
-"""From logits to tokens: temperature, min-p, top-k, top-p, then one draw by inverse transform.
+"""From logits to tokens: penalties, temperature, min-p, top-k, top-p, then one draw by inverse transform.
 
 logits   [rows, vocab] float
 returns  [rows] int64 token ids
+
+Each token has a distance: how far its logit, penalties applied, is below the highest one, in float32. All limits
+are limits of distance, so of equally likely tokens at the edge of top-k or top-p all are kept.
 
 A draw needs one uniform number, Philox4x32-10 keyed by the request's seed with the position as counter: the
 same seed and position give the same number on every device and in every batch. The token is the first one, by
 id, at which the running sum of the kept probabilities exceeds the number times their total.
 
-The order is vLLM's. Of equally likely tokens at the edge of top-k or top-p, all are kept.
-source   Salmon et al. 2011 (Philox); Holtzman et al. 2019 (top-p); Nguyen et al. 2024 (min-p)
+The order, the penalties and the logprobs (of the logits as the model gave them) are vLLM's.
+source   Keskar et al. 2019 (repetition penalty); Holtzman et al. 2019 (top-p); Nguyen et al. 2024 (min-p);
+         Salmon et al. 2011 (Philox)
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+IN_PROMPT, GENERATED = 1, 2  # what a token's count grows by
 
 
 def sample(
@@ -24,18 +30,30 @@ def sample(
     temperatures: Tensor,
     top_ks: Tensor,
     top_ps: Tensor,
-    min_ps: Tensor,
+    max_distances: Tensor,
     seeds: Sequence[int],
     positions: Sequence[int],
 ) -> Tensor:
-    """One token a row. temperatures (> 0), top_ps, min_ps: [rows] float; top_ks: [rows] int, 0 for all."""
-    scaled = logits.float() / temperatures[:, None]
-    scaled = scaled - scaled.amax(-1, keepdim=True)
-    scaled = scaled.masked_fill(scaled < min_ps.log()[:, None], float("-inf"))
+    """One token a row.
+
+    Args:
+        logits: [rows, vocab], any float dtype.
+        temperatures: [rows] float64, > 0.
+        top_ks: [rows] int, 0 for all.
+        top_ps: [rows] float, 1 for all.
+        max_distances: [rows] float32, as `max_distance` gives them; inf for all.
+        seeds: of each row.
+        positions: of each row's new token.
+    """
+    logits = logits.float()
+    distances = logits.amax(-1, keepdim=True) - logits
+    weights = (distances.double() / -temperatures[:, None]).exp()
+    weights = weights.masked_fill(distances > max_distances[:, None], 0.0)
     if bool((top_ks > 0).any() | (top_ps < 1).any()):
-        scaled = _truncate(scaled, top_ks, top_ps)
+        limits = _limits(distances, weights, top_ks, top_ps)
+        weights = weights.masked_fill(distances > limits, 0.0)
     # Summed in float64: in float32 a vocabulary of 100k loses the tail.
-    running = scaled.double().exp().cumsum(-1)
+    running = weights.cumsum(-1)
     draws = torch.tensor(
         [uniform(seed, position) for seed, position in zip(seeds, positions, strict=True)],
         dtype=torch.float64,
@@ -44,19 +62,65 @@ def sample(
     return torch.searchsorted(running, draws[:, None] * running[:, -1:], right=True).squeeze(-1)
 
 
-def _truncate(scaled: Tensor, top_ks: Tensor, top_ps: Tensor) -> Tensor:
-    """scaled with all but the top-k, and of those all but the top-p, set to -inf."""
-    vocab = scaled.shape[-1]
-    ordered = scaled.sort(-1, descending=True).values
+def max_distance(temperature: float, min_p: float) -> float:
+    """The distance at which a token is min_p times as likely as the likeliest."""
+    return temperature * math.log(1 / min_p) if min_p > 0 else math.inf
+
+
+def _limits(distances: Tensor, weights: Tensor, top_ks: Tensor, top_ps: Tensor) -> Tensor:
+    """The distance of the last token that top-k and then top-p keep, [rows, 1]."""
+    vocab = distances.shape[-1]
+    ordered, order = distances.sort(-1)
     counts = torch.where(top_ks > 0, top_ks.clamp(max=vocab), vocab)
     kth = ordered.gather(-1, counts[:, None] - 1)
-    ordered = ordered.masked_fill(ordered < kth, float("-inf"))
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = (before < top_ps[:, None]) | (top_ps[:, None] >= 1)
-    kept[:, 0] = True
-    least = ordered.masked_fill(~kept, float("inf")).amin(-1, keepdim=True)
-    return scaled.masked_fill(scaled < torch.maximum(kth, least), float("-inf"))
+    running = weights.gather(-1, order).masked_fill(ordered > kth, 0.0).cumsum(-1)
+    # A token is kept if those before it have less than top_p together; the first one always.
+    before = running.roll(1, -1)
+    before[:, 0] = 0.0
+    top_ps = top_ps[:, None].float().double()
+    kept = (before < top_ps * running[:, -1:]) | (top_ps >= 1)
+    return torch.minimum(kth, ordered.masked_fill(~kept, -1.0).amax(-1, keepdim=True))
+
+
+def penalise(logits: Tensor, counts: Tensor, repetitions: Tensor, frequencies: Tensor, presences: Tensor) -> Tensor:
+    """The logits, lowered for tokens that have occurred, [rows, vocab] float32.
+
+    Args:
+        logits: [rows, vocab], any float dtype.
+        counts: [rows, vocab] int32, as `count_tokens` gives them.
+        repetitions: [rows] float32, > 0: divides positive logits and multiplies others, of tokens in the prompt or
+            the completion; 1 for none.
+        frequencies: [rows] float32, taken off for each time that the completion has the token.
+        presences: [rows] float32, taken off if the completion has the token.
+    """
+    logits, generated = logits.float(), counts // GENERATED
+    factors = repetitions[:, None]
+    repeated = torch.where(logits > 0, logits / factors, logits * factors)
+    logits = torch.where(counts > 0, repeated, logits)
+    return logits - frequencies[:, None] * generated - presences[:, None] * (generated > 0)
+
+
+def count_tokens(token_ids: Tensor, num_prompt: int, vocab: int) -> Tensor:
+    """What `penalise` must know of a request: [vocab] int32, GENERATED for each time that a token was generated, and
+    IN_PROMPT if it is in the prompt.
+
+    Args:
+        token_ids: [tokens] int64, the prompt, then the completion so far.
+        num_prompt: tokens of the prompt.
+        vocab: width of the logits.
+    """
+    counts = GENERATED * torch.bincount(token_ids[num_prompt:], minlength=vocab)
+    counts[token_ids[:num_prompt]] += IN_PROMPT  # an index that occurs twice counts once
+    return counts.int()
+
+
+def logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row: log of the softmax of its token, [rows] float32; and of the likeliest tokens with their ids, the
+    lower id first among equals, [rows, num_top] float32 and int64.
+    """
+    every = logits.float().log_softmax(-1)
+    top = every.sort(dim=-1, descending=True, stable=True)
+    return every.gather(-1, tokens[:, None]).squeeze(-1), top.values[:, :num_top], top.indices[:, :num_top]
 
 
 def uniform(seed: int, position: int) -> float:

@@ -248,6 +248,8 @@ class NewRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     blocks: bytes
     """int32 block ids, one for each `block_size` positions."""
     params: SamplingParams
+    num_prompt: int | None = None
+    """How many of the known tokens are the prompt; None: all."""
 
 
 class Step(Message, frozen=True):
@@ -278,6 +280,14 @@ class StepResult(Message, frozen=True):
     number: int
     slots: bytes
     token_ids: bytes
+    logprob_slots: bytes = b""
+    """int32: those of `slots` whose requests ask for logprobs, in the same order."""
+    num_top: bytes = b""
+    """int32: how many of the likeliest tokens each of them gets."""
+    logprobs: bytes = b""
+    """float32: for each of them that of its token, then those of its likeliest tokens, highest first."""
+    top_ids: bytes = b""
+    """int32: the likeliest tokens of all of them, one after another."""
 
 
 class ExecutorReady(Message, frozen=True):

@@ -6,11 +6,12 @@ import msgspec
 from msgspec import Meta
 
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would overflow float32
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Options of one completion, all checked. Order: temperature, top-k, top-p, min-p (as vLLM)."""
+    """Options of one completion, all checked. Order: penalties, temperature, min-p, top-k, top-p (as vLLM)."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
@@ -23,6 +24,18 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """With the position it is all that a draw depends on, so a resumed stream draws the same luck."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the completion, end-of-sequence tokens included unless they are ignored."""
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100.0)] = 1.0
+    """Divides positive logits and multiplies others, of tokens in the prompt or the completion."""
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """Taken off a token's logit for each time that the completion has it."""
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """Taken off a token's logit if the completion has it."""
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """How many of the likeliest tokens are named beside each one that is chosen; None: not even its own logprob."""
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
     @property
     def is_greedy(self) -> bool:

@@ -7,7 +7,7 @@ from octavo.services.executor.cache import KvCache
 from octavo.services.executor.decode_replay import record_decode
 from octavo.services.executor.launched import Done
 from octavo.services.executor.models.decoder import DecoderModel
-from octavo.services.executor.sampler import choose
+from octavo.services.executor.sampler import Sampler, logprobs_of
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, Step, StepResult, pack
 
@@ -21,6 +21,7 @@ class Engine:
         self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, self._cache.null_block)
+        self._sampler = Sampler(info.vocab_size)
         self._replay = record_decode(model, self._cache, info.num_slots, max_blocks)
 
     def reset(self) -> None:
@@ -36,6 +37,7 @@ class Engine:
         """Compute a step and sample the tokens that it is to sample."""
         slots = self._slots
         fresh = slots.apply(step)
+        self._sampler.admit(step.new)
         if fresh:
             self._cache.clear(torch.tensor(fresh, dtype=torch.int64))
         batch = build_batch(step, slots, self.info.block_size)
@@ -49,7 +51,8 @@ class Engine:
             if not sampled:
                 return StepResult(step.epoch, step.number, b"", b"")
             logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
-        params = [slots.params[slot] for slot in sampled]
-        tokens = choose(logits, [each for each in params if each is not None], [slots.num_computed[s] for s in sampled])
+        params = [each for each in (slots.params[slot] for slot in sampled) if each is not None]
+        tokens = self._sampler.choose(logits, sampled, params, [slots.num_computed[slot] for slot in sampled])
         slots.last_tokens[torch.tensor(sampled)] = tokens
-        return StepResult(step.epoch, step.number, pack(sampled), pack(tokens.tolist()))
+        logprobs = logprobs_of(logits, tokens, sampled, params)
+        return StepResult(step.epoch, step.number, pack(sampled), pack(tokens.tolist()), *logprobs)

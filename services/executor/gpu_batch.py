@@ -34,6 +34,8 @@ class Plan:
     table_blocks: list[int] = field(default_factory=list)
     fresh_blocks: list[int] = field(default_factory=list)
     """To be zeroed, as the step begins to fill them and does not fill them whole: nothing of a former owner is read."""
+    new_slots: list[int] = field(default_factory=list)
+    new_states: list[int] = field(default_factory=list)  # of each of them a row of the sampler's state
     slots: list[int] = field(default_factory=list)  # [rows]
     positions: list[int] = field(default_factory=list)  # [rows]
     token_ids: list[int] = field(default_factory=list)  # [rows of chunks]
@@ -52,6 +54,7 @@ def plan_step(step: Step, slots: Slots, block_size: int) -> Plan:
     slots.apply(step)
     plan = Plan()
     for new in step.new:
+        plan.new_slots.append(new.slot)
         blocks = unpack(new.blocks).tolist()
         _change_table(plan, [new.slot] * len(blocks), range(len(blocks)), blocks)
     grown, grown_blocks = unpack(step.grown_slots).tolist(), unpack(step.grown_blocks).tolist()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu.compile_hooks import compiling_only
-from octavo.kernels.gpu.greedy import greedy
 from octavo.kernels.gpu.prefill_attention import Chunks
+from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
+from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
-from octavo.services.executor.sampler import draw
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack
 from octavo.shared.sampling import SamplingParams
@@ -34,6 +34,7 @@ class Launched:
     slots: list[int]
     tokens: Tensor  # pinned, [slots] int32; there once `event` is
     event: torch.cuda.Event
+    logprobs: PendingLogprobs | None
 
     @property
     def is_done(self) -> bool:
@@ -42,13 +43,8 @@ class Launched:
     def result(self) -> StepResult:
         """Waits for it."""
         self.event.synchronize()
-        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()))
-
-
-@dataclass
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    logits: Tensor  # [rows, vocab], where every replay leaves them
+        logprobs = () if self.logprobs is None else self.logprobs.columns()
+        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()), *logprobs)
 
 
 class GpuEngine:
@@ -62,13 +58,14 @@ class GpuEngine:
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, cache.null_block)
         self._cache = GpuCache(model.spec, cache, info.num_slots, max_blocks)
         self._last = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=device)
+        self._sampler = GpuSampler(info, device, RING)
         self._tokens = torch.zeros(info.num_slots, dtype=torch.int32, device=device)
         size = _input_size(info, max_blocks)
         self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
         self._staging = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._results = [torch.zeros(info.num_slots, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._turn = 0
-        self._graphs: dict[int, _Graph] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
@@ -87,16 +84,14 @@ class GpuEngine:
         plan = plan_step(step, self._slots, self.info.block_size)
         self._turn = (self._turn + 1) % RING
         with torch.cuda.stream(self._stream):
-            if plan.chunk_slots:
-                logits, tokens = self._run_mixed(plan)
-            else:
-                logits, tokens = self._run_decoding(plan)
-            self._draw(plan.sampled_slots, logits, tokens)
+            plan.new_states = self._sampler.admit(step.new)
+            tokens = self._run_mixed(plan) if plan.chunk_slots else self._run_decoding(plan)
             host = self._results[self._turn][: len(plan.sampled_slots)]
             host.copy_(tokens, non_blocking=True)
+            logprobs = self._sampler.fetch(self._turn, plan.sampled_slots)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             event.record()
-        return Launched(step, plan.sampled_slots, host, event)
+        return Launched(step, plan.sampled_slots, host, event, logprobs)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -134,20 +129,19 @@ class GpuEngine:
         new = [NewRequest(slot, pack([0] * length), 0, blocks, params) for slot in slots]
         self.run(Step(0, number, new=new, chunk_slots=pack(slots), chunk_lengths=pack([length] * len(slots))))
 
-    def _run_decoding(self, plan: Plan) -> tuple[Tensor, Tensor]:
+    def _run_decoding(self, plan: Plan) -> Tensor:
         rows = len(plan.slots)
         if rows == 0:
-            return self._tokens[:0], self._tokens[:0]
+            return self._tokens[:0]
         batch = batch_of(rows, self.info.num_slots)
         filling = batch - rows
         sections = [plan.slots + [self.info.num_slots] * filling, plan.positions + [0] * filling]
         # A graph reads the first `num_slots` elements as slots, those behind as positions.
         self._upload(sections, plan, stride=self.info.num_slots)
-        graph = self._graph(batch)
-        graph.graph.replay()
-        return graph.logits[:rows], self._tokens[:rows]
+        self._graph(batch).replay()
+        return self._tokens[:rows]
 
-    def _graph(self, batch: int) -> _Graph:
+    def _graph(self, batch: int) -> torch.cuda.CUDAGraph:
         """The graph of a batch size, recorded at its first use."""
         known = self._graphs.get(batch)
         if known is not None:
@@ -158,11 +152,11 @@ class GpuEngine:
         graph = torch.cuda.CUDAGraph()
         # Not by `torch.cuda.graph`, which gives all cached memory back to the driver each time.
         graph.capture_begin(self._pool)
-        logits = self._decode(batch)
+        self._decode(batch)
         graph.capture_end()
         self._pool = self._pool or graph.pool()
         self._inputs.copy_(kept)
-        self._graphs[batch] = _Graph(graph, logits)
+        self._graphs[batch] = graph
         return self._graphs[batch]
 
     def _decode_nothing(self, batch: int) -> None:
@@ -172,16 +166,15 @@ class GpuEngine:
         self._inputs[num_slots : num_slots + batch] = 0
         self._decode(batch)
 
-    def _decode(self, batch: int) -> Tensor:
+    def _decode(self, batch: int) -> None:
         num_slots = self.info.num_slots
         slots, positions = self._inputs[:batch], self._inputs[num_slots : num_slots + batch]
         attention = GpuAttention(self._cache, slots, positions, batch, None)
         hidden = self._model.hidden(self._last.index_select(0, slots), positions, attention)
         logits = self._model.logits(hidden)
-        greedy(logits, self._tokens[:batch], slots, self._last)
-        return logits
+        self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
 
-    def _run_mixed(self, plan: Plan) -> tuple[Tensor, Tensor]:
+    def _run_mixed(self, plan: Plan) -> Tensor:
         tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
         slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
             self._upload(
@@ -199,17 +192,19 @@ class GpuEngine:
         hidden = self._model.hidden(torch.cat((known, token_ids)), positions, attention)
         tokens = self._tokens[: len(plan.sampled_slots)]
         if not plan.sampled_slots:
-            return tokens, tokens
+            return tokens
         logits = self._model.logits(hidden.index_select(0, sampled))
-        greedy(logits, tokens, sampled_slots, self._last)
-        return logits, tokens
+        self._sampler.choose(logits, sampled_slots, positions.index_select(0, sampled), tokens, self._last)
+        return tokens
 
     def _upload(self, sections: list[list[int]], plan: Plan, stride: int | None = None) -> list[Tensor]:
-        """Bring sections to the device, one copy for all, and make the plan's changes to the block tables.
+        """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.
 
         With a stride the sections begin at its multiples, else each behind the one before. Returns their views.
         """
-        changes = [plan.table_slots, plan.table_places, plan.table_blocks, plan.fresh_blocks]
+        changes = [
+            plan.table_slots, plan.table_places, plan.table_blocks, plan.fresh_blocks, plan.new_slots, plan.new_states
+        ]  # fmt: skip
         changes = changes if plan.table_slots or plan.fresh_blocks else []
         starts: list[int] = []
         values: list[int] = []
@@ -229,21 +224,11 @@ class GpuEngine:
             for start, section in zip(starts, sections + changes, strict=True)
         ]
         if changes:
-            slots, places, blocks, fresh = views[-4:]
+            slots, places, blocks, fresh, new_slots, new_states = views[-6:]
             self._cache.tables[slots.long(), places.long()] = blocks
             self._kv.clear(fresh.long())
+            self._sampler.write(new_slots, new_states)
         return views[: len(sections)]
-
-    def _draw(self, slots: list[int], logits: Tensor, tokens: Tensor) -> None:
-        """Replace the greedy choice of the rows that ask for a random one."""
-        params = [self._slots.params[slot] for slot in slots]
-        drawn = [(row, each) for row, each in enumerate(params) if each is not None and not each.is_greedy]
-        if drawn:
-            rows = torch.tensor([row for row, _ in drawn], device=logits.device)
-            positions = [self._slots.num_computed[slots[row]] for row, _ in drawn]
-            chosen = draw(logits[rows], [each for _, each in drawn], positions).int()
-            tokens[rows] = chosen
-            self._last[torch.tensor([slots[row] for row, _ in drawn], device=logits.device)] = chosen
 
 
 def batch_of(rows: int, num_slots: int) -> int:
@@ -261,5 +246,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
-    """The most that a step uploads, in int32: rows of all kinds, and a block table for every slot; and gaps."""
-    return 5 * info.max_num_batched_tokens + info.num_slots * (9 + 4 * (max_blocks + 1)) + 64
+    """The most that a step uploads, in int32: rows of all kinds, a table and a sampling state for each slot, gaps."""
+    return 5 * info.max_num_batched_tokens + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 64

@@ -9,7 +9,7 @@ from octavo.kernels.gpu.compile_hooks import on_compile
 from octavo.kernels.gpu.decode_attention import scratch_size
 from octavo.services.executor.cache import FP8, bytes_per_block, uniform_attention
 from octavo.services.executor.fp8_weights import check_device, is_linear, settle
-from octavo.services.executor.gpu_engine import GpuEngine, batch_sizes
+from octavo.services.executor.gpu_engine import GpuEngine
 from octavo.services.executor.gpu_limits import check_supported, memory_for
 from octavo.services.executor.late_compiles import LateCompiles
 from octavo.services.executor.memory import GIB, GpuPlan, check_weights_fit, longest_request, plan_gpu, step_bytes
@@ -77,7 +77,7 @@ def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     attention = uniform_attention(spec)
     most_heads = max(layer.attention.heads for layer in spec.layers)
-    steps = step_bytes(spec, dtype.itemsize, num_tokens, num_slots, sum(batch_sizes(num_slots)))
+    steps = step_bytes(spec, dtype.itemsize, num_tokens, num_slots, num_slots)
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
     free, total = torch.cuda.mem_get_info()
     per_block = bytes_per_block(spec, block_size, kv_dtype)

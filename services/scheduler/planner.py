@@ -367,7 +367,8 @@ class Planner:
 
 
 def _new_request(request: Request, num_cached: int) -> NewRequest:
-    return NewRequest(request.slot, pack(request.token_ids), num_cached, pack(request.blocks), request.params)
+    token_ids, blocks = pack(request.token_ids), pack(request.blocks)
+    return NewRequest(request.slot, token_ids, num_cached, blocks, request.params, request.num_prompt)
 
 
 def _discard(token: int) -> None:

@@ -111,3 +111,25 @@ def test_a_seed_gives_the_same_tokens_in_any_batch(tmp_path: Path) -> None:
     among = pipeline.generate([prompt, [5] * 30, [7] * 200], params)
     assert among[0] == alone[0]
     assert len(set(map(tuple, among))) == 3
+
+
+def test_random_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**COMMON)).float().save_pretrained(tmp_path)
+    pipelines = [
+        Pipeline(load_engine(Config(
+            model=str(tmp_path), device=device, dtype="float32", max_num_seqs=8, max_num_batched_tokens=256,
+            num_kv_blocks=128, max_model_len=512), Stopwatch()))
+        for device in ("cuda", "cpu")
+    ]  # fmt: skip
+    prompts = [list(range(length)) for length in (1, 70, 300, 64)]
+    for changes in (
+        {"temperature": 0.8},
+        {"temperature": 1.0, "top_k": 20, "top_p": 0.95},
+        {"temperature": 1.2, "min_p": 0.05, "top_p": 0.8, "logprobs": 5},
+        {"temperature": 0.7, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.2},
+        {"temperature": 0.0, "frequency_penalty": 0.5},
+    ):
+        params = SamplingParams(max_tokens=40, seed=11, **changes)
+        on_gpu, on_cpu = (pipeline.generate(prompts, params) for pipeline in pipelines)
+        assert on_gpu == on_cpu, changes

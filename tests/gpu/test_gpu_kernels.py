@@ -103,17 +103,3 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     for kind, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
         gated = activation.reference(double, act).double()
         close(one_row_linear(x, weight, residual, kind), gated @ weight.double().T + residual)  # type: ignore[arg-type]  # a literal
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, vocab", [(1, 151936), (5, 49152), (33, 100), (2, 4097)])
-def test_greedy_takes_the_first_of_the_most_likely(rows: int, vocab: int, dtype: torch.dtype) -> None:
-    from octavo.kernels.gpu.greedy import greedy
-
-    logits = torch.randn(rows, vocab, device="cuda").to(dtype)
-    logits[:, vocab // 3] = logits[:, vocab // 2] = 100.0
-    out, slots = torch.full((rows,), -1, device="cuda").int(), torch.randperm(rows, device="cuda").int()
-    last = torch.full((rows + 1,), -1, device="cuda").int()
-    greedy(logits, out, slots, last)
-    assert out.tolist() == [vocab // 3] * rows
-    assert last.tolist() == [vocab // 3] * rows + [-1]

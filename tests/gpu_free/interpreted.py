@@ -13,11 +13,12 @@ from torch import Tensor
 from octavo.kernels import activation, cache_write, decode_attention, linear, rms_norm, rope
 from octavo.kernels.gpu import activation as gpu_activation
 from octavo.kernels.gpu import decode_attention as gpu_decode
-from octavo.kernels.gpu import greedy as gpu_greedy
 from octavo.kernels.gpu import linear as gpu_linear
 from octavo.kernels.gpu import prefill_attention as gpu_prefill
 from octavo.kernels.gpu import qkv as gpu_qkv
 from octavo.kernels.gpu import rms_norm as gpu_rms_norm
+from octavo.kernels.gpu import sampling as gpu_sampling
+from octavo.kernels.gpu.sampler_state import COLUMNS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of 1 / (1 + exp(1000))
@@ -182,6 +183,7 @@ def test_greedy_takes_the_first_of_the_most_likely(vocab: int, dtype: torch.dtyp
     logits = torch.randn(3, vocab + 5).to(dtype)[:, :vocab]
     logits[:, vocab // 3] = logits[:, vocab // 2] = 100.0
     out, slots, last = torch.full((3,), -1).int(), torch.tensor([3, 0, 1]).int(), torch.full((4,), -1).int()
-    gpu_greedy.greedy(logits, out, slots, last)
+    positions, state = torch.zeros(3).int(), torch.zeros(5, COLUMNS).int()  # temperature 0
+    gpu_sampling.sample(logits, state, slots, positions, out, last)
     assert out.tolist() == [vocab // 3] * 3
     assert last.tolist() == [vocab // 3, vocab // 3, -1, vocab // 3]

@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels.gpu.greedy import greedy
+from octavo.kernels.gpu.logprobs import logprobs
 from octavo.kernels.gpu.prefill_attention import Chunks
+from octavo.kernels.gpu.sampler_state import COLUMNS
+from octavo.kernels.gpu.sampling import sample
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.fp8_weights import settle
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
-from octavo.services.executor.load import GPU_BLOCK_SIZE
+from octavo.services.executor.load_gpu import BLOCK_SIZE
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.weights import expected_shapes
+from octavo.shared.sampling import MAX_LOGPROBS
 
 FP8 = "-fp8"
 MAX_POSITIONS = 4096
 META = torch.device("meta")
-NUM_SLOTS, MAX_BLOCKS, NUM_BLOCKS = 1024, MAX_POSITIONS // GPU_BLOCK_SIZE, 4096
+NUM_SLOTS, MAX_BLOCKS, NUM_BLOCKS = 1024, MAX_POSITIONS // BLOCK_SIZE, 4096
 BATCHES = (1, 8, 256)  # of decoding requests: one row, few and many; attention is split in 16, 4 and 1 for 8 kv heads
 
 COMMON = {"num_hidden_layers": 1, "max_position_embeddings": MAX_POSITIONS, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
@@ -53,9 +56,15 @@ def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
-OTHERS: dict[str, Callable[[torch.dtype], object]] = {
-    "greedy": lambda dtype: greedy(empty(8, 151936, dtype=dtype), empty(8), empty(8), empty(NUM_SLOTS + 1)),
-}
+def choose(dtype: torch.dtype) -> None:
+    """What chooses tokens and tells their logprobs."""
+    logits, state, rows = empty(8, 151936, dtype=dtype), empty(NUM_SLOTS + 1, COLUMNS), empty(8)
+    sample(logits, state, rows, rows, rows, empty(NUM_SLOTS + 1))
+    chosen, top = empty(8, dtype=torch.float32), empty(8, MAX_LOGPROBS, dtype=torch.float32)
+    logprobs(logits, state, rows, rows, chosen, top, empty(8, MAX_LOGPROBS))
+
+
+OTHERS: dict[str, Callable[[torch.dtype], object]] = {"choose": choose}
 
 
 def launch(name: str, dtype: torch.dtype) -> None:
@@ -72,7 +81,7 @@ def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | N
     shapes = expected_shapes(spec).items()
     weights = settle(((name, empty(*shape, dtype=dtype)) for name, shape in shapes), quantization, dense=None)
     model = DecoderModel(spec, dict(weights), dtype, MAX_POSITIONS)
-    cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, GPU_BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
+    cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
     chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)))
     for decoding, new in [*((batch, None) for batch in BATCHES), (8, chunks)]:
         rows = decoding + (500 if new else 0)

@@ -1,8 +1,10 @@
 """Sampling: its numbers, its distribution, and that both can be made again."""
 
+import math
+
 import torch
 
-from octavo.kernels.sampling import sample, uniform
+from octavo.kernels.sampling import count_tokens, logprobs, max_distance, penalise, sample, uniform
 
 DRAWS = 20_000
 
@@ -34,11 +36,53 @@ def test_the_distribution_is_the_truncated_softmax() -> None:
         assert sum(squares) < 29.9, "chi-square of 7 degrees of freedom exceeds this once in 10,000"
 
 
+def test_equally_likely_tokens_at_an_edge_are_all_kept() -> None:
+    logits = torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0, 0.0])
+    for changes in ({"top_k": 3}, {"top_p": 0.85}, {"top_k": 4, "top_p": 0.999}, {"min_p": 0.1}):
+        tokens = _sample(logits.expand(2000, -1), [5] * 2000, range(2000), **changes)
+        assert sorted(set(tokens.tolist())) == [0, 1, 2, 3, 4], changes
+    assert set(_sample(logits.expand(500, -1), [5] * 500, range(500), min_p=1.0).tolist()) == {0}
+
+
+def test_penalties_follow_their_formula() -> None:
+    prompt, output, vocab = [3, 3, 7, 1], [7, 7, 2, 7], 9
+    logits = [0.5 * token - 1.5 for token in range(vocab)]
+    expected = []
+    for token, logit in enumerate(logits):
+        if token in prompt + output:
+            logit = logit / 1.5 if logit > 0 else logit * 1.5
+        expected.append(logit - 0.25 * output.count(token) - (0.75 if token in output else 0.0))
+    counts = count_tokens(torch.tensor(prompt + output), len(prompt), vocab)
+    penalised = penalise(
+        torch.tensor([logits]), counts[None], torch.tensor([1.5]), torch.tensor([0.25]), torch.tensor([0.75])
+    )
+    assert torch.allclose(penalised, torch.tensor([expected]), atol=1e-6)
+
+
+def test_repetition_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits, known = torch.randn(1, 200), torch.randint(0, 200, (1, 80))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty=1.7)(known, logits.clone())
+    counts = count_tokens(known[0], 50, 200)
+    none = torch.zeros(1)
+    assert torch.allclose(penalise(logits, counts[None], torch.tensor([1.7]), none, none), theirs)
+
+
+def test_logprobs_are_those_of_the_softmax_and_the_lower_id_comes_first() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 3.0, -float("inf")]])
+    total = math.log(sum(math.exp(each) for each in (1, 3, 2, 3)))
+    chosen, top, ids = logprobs(logits, torch.tensor([2]), 3)
+    assert ids.tolist() == [[1, 3, 2]]
+    assert torch.allclose(chosen, torch.tensor([2 - total]), atol=1e-6)
+    assert torch.allclose(top, torch.tensor([[3 - total, 3 - total, 2 - total]]), atol=1e-6)
+
+
 def _sample(logits, seeds, positions, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):  # type: ignore[no-untyped-def]  # a shorthand
     rows = len(logits)
     return sample(
-        logits, torch.full((rows,), float(temperature)), torch.full((rows,), top_k),
-        torch.full((rows,), float(top_p)), torch.full((rows,), float(min_p)), seeds, positions,
+        logits, torch.full((rows,), float(temperature), dtype=torch.float64), torch.full((rows,), top_k),
+        torch.full((rows,), float(top_p)), torch.full((rows,), max_distance(temperature, min_p)), seeds, positions,
     )  # fmt: skip
 
 

@@ -1,0 +1,103 @@
+"""The sampler of the GPU engine: each slot's parameters on the device, and the kernels that choose by them.
+
+Nothing here waits for the device. Counts of tokens are made only for requests with penalties: one table each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.gpu.logprobs import logprobs
+from octavo.kernels.gpu.sampler_state import COLUMNS, pack_state
+from octavo.kernels.gpu.sampling import sample
+from octavo.kernels.sampling import max_distance
+from octavo.services.executor.sampler import Logprobs, counts_of, logprob_columns
+from octavo.shared.messages import ModelInfo, NewRequest
+from octavo.shared.sampling import MAX_LOGPROBS, SamplingParams
+
+
+@dataclass
+class PendingLogprobs:
+    """On their way to the host; there once the step's event is."""
+
+    slots: list[int]
+    rows: list[int]
+    num_top: list[int]
+    buffers: tuple[Tensor, Tensor, Tensor]  # pinned: [rows] and twice [rows, MAX_LOGPROBS]
+
+    def columns(self) -> Logprobs:
+        chosen, top, top_ids = (each[self.rows].tolist() for each in self.buffers)
+        return logprob_columns(self.slots, self.num_top, chosen, top, top_ids)
+
+
+class GpuSampler:
+    """Chooses tokens within the step, in a CUDA graph or without."""
+
+    def __init__(self, info: ModelInfo, device: torch.device, ring: int) -> None:
+        """ring: steps whose results may be on their way."""
+        self._vocab_size, self._device = info.vocab_size, device
+        # The last row belongs to no slot: a greedy request stands for rows that only fill up a graph's batch.
+        self._state = torch.zeros(info.num_slots + 1, COLUMNS, dtype=torch.int32, device=device)
+        self._counts: dict[int, Tensor] = {}
+        self._num_top: dict[int, int] = {}  # of slots whose requests ask for logprobs
+        self._logprobs = _logprob_buffers(info.num_slots, device=device)
+        self._pinned = [_logprob_buffers(info.num_slots, pin_memory=True) for _ in range(ring)]
+
+    def admit(self, requests: Sequence[NewRequest]) -> list[int]:
+        """The rows of state of new requests, to be uploaded and given to `write`. Prepares the counts of those with
+        penalties on the current stream."""
+        rows: list[int] = []
+        for request in requests:
+            address = 0
+            self._num_top.pop(request.slot, None)
+            if request.params.logprobs is not None:
+                self._num_top[request.slot] = min(request.params.logprobs, self._vocab_size)
+            if request.params.has_penalties:
+                table = self._counts.get(request.slot)
+                if table is None:
+                    table = torch.empty(self._vocab_size, dtype=torch.int32, device=self._device)
+                    self._counts[request.slot] = table
+                table.copy_(counts_of(request, self._vocab_size).pin_memory(), non_blocking=True)
+                address = table.data_ptr()
+            rows += state_row(request.params, address)
+        return rows
+
+    def write(self, slots: Tensor, rows: Tensor) -> None:
+        """slots: [new] int32 on the device; rows: what `admit` gave for them, likewise."""
+        self._state[slots.long()] = rows.view(-1, COLUMNS)
+
+    def choose(self, logits: Tensor, slots: Tensor, positions: Tensor, tokens: Tensor, last: Tensor) -> None:
+        """As `octavo.kernels.gpu.sampling.sample`, and note the logprobs that the slots ask for."""
+        sample(logits, self._state, slots, positions, tokens, last)
+        chosen, top, top_ids = self._logprobs
+        logprobs(logits, self._state, slots, tokens, chosen, top, top_ids)
+
+    def fetch(self, turn: int, slots: list[int]) -> PendingLogprobs | None:
+        """Begin to copy to the host what the slots of the last `choose` asked for. slots: of each row."""
+        rows = [row for row, slot in enumerate(slots) if slot in self._num_top] if self._num_top else []
+        if not rows:
+            return None
+        for pinned, buffer in zip(self._pinned[turn], self._logprobs, strict=True):
+            pinned[: len(slots)].copy_(buffer[: len(slots)], non_blocking=True)
+        asking = [slots[row] for row in rows]
+        return PendingLogprobs(asking, rows, [self._num_top[slot] for slot in asking], self._pinned[turn])
+
+
+def state_row(params: SamplingParams, counts_address: int = 0) -> list[int]:
+    """A request's row of the sampler's state; the address is that of its counts, if it has penalties."""
+    temperature = 0.0 if params.is_greedy else params.temperature
+    penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+    return pack_state(
+        temperature, params.top_k, params.top_p, max_distance(params.temperature, params.min_p), params.seed,
+        counts_address, penalties, params.logprobs,
+    )  # fmt: skip
+
+
+def _logprob_buffers(
+    rows: int, device: torch.device | None = None, pin_memory: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    top = torch.zeros(rows, MAX_LOGPROBS, device=device, pin_memory=pin_memory)
+    top_ids = torch.zeros(rows, MAX_LOGPROBS, dtype=torch.int32, device=device, pin_memory=pin_memory)
+    return torch.zeros(rows, device=device, pin_memory=pin_memory), top, top_ids
