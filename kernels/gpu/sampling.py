@@ -46,7 +46,7 @@ def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out:
     places = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
     _peaks[(rows, blocks)](
         logits, state, slots, peaks, masses, places, vocab, logits.stride(0), blocks,
-        BLOCK=BLOCK, PART=PART, num_warps=8, **OVERLAP,
+        BLOCK=BLOCK, PART=2 * PART, num_warps=8, **OVERLAP,
     )  # fmt: skip
     _choose[(rows,)](
         logits, state, slots, positions, peaks, masses, places, out, last, vocab, logits.stride(0), blocks,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo.services.scheduler.finished import FinishedRequests
-from octavo.services.scheduler.pace import Pace
+from octavo.services.scheduler.pace import DEFAULT_MAX_STEP_S, Pace
 from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.policy import retry_after_s
 from octavo.services.scheduler.request import Request
@@ -44,8 +44,6 @@ STEPS_AHEAD = 2
 """Steps in flight at most: one that runs, and one that the executor finds waiting."""
 ORPHANED_S = 15.0
 """How long a request outlives its tokenizer: so long its gateway has to bring it back through another one."""
-DEFAULT_MAX_STEP_S = {"cuda": 0.040}
-"""By device: how long a step may take while requests decode, if the config does not say."""
 PACE_S = 5.0
 """Over how long finished requests are counted, to tell refused clients when to come back."""
 
