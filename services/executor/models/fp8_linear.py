@@ -6,9 +6,10 @@ multiplied by a kernel of ours that reads the weight at memory's speed, more by 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.fp8 import Quantized, quantize, quantize_gated, quantize_normed
+from octavo.kernels.fp8 import FP8, MULTIPLE, Quantized, quantize, quantize_gated, quantize_normed
 from octavo.services.executor.models.linear import is_plain_rms, of_one_row
 from octavo.services.executor.models.norm import NormLayer
 
@@ -41,11 +42,14 @@ class Fp8Linear:
 def many_rows_linear(
     x: Quantized, weight: Quantized, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """By torch's product of FP8, which has no place for a residual."""
+    """By torch's product of FP8, which has no place for a residual, and wants whole sixteens of rows."""
     (values, scale), (weight_values, weight_scale) = x, weight
+    num_rows = len(values)
+    if more := -num_rows % MULTIPLE:
+        values, scale = F.pad(values.view(torch.uint8), (0, 0, 0, more)).view(FP8), F.pad(scale, (0, more))
     product = torch._scaled_mm(
         values, weight_values.t(), scale[:, None], weight_scale[None, :], bias, out_dtype=dtype, use_fast_accum=True
-    )
+    )[:num_rows]
     return product if residual is None else residual.add_(product)
 
 
