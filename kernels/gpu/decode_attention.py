@@ -119,7 +119,7 @@ def decode_attention(
 
 def num_splits(requests: int, kv_heads: int) -> int:
     """A power of two that gives every multiprocessor some programs; the same up to the next power of two requests."""
-    wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (triton.next_power_of_2(requests) * kv_heads))
+    wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (kv_heads << (requests - 1).bit_length()))
     return min(MOST_PARTS, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
 
 
