@@ -6,7 +6,7 @@ from torch import Tensor
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
-from octavo.services.executor.load import GPU_BLOCK_SIZE
+from octavo.services.executor.load_gpu import BLOCK_SIZE
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.spec import Decoder
 
@@ -28,10 +28,10 @@ def gpu_logits_of(
     The requests run side by side: each in chunks of `chunk` tokens, its last `num_decoded` tokens one by one.
     """
     longest = max(map(len, requests))
-    per_request = -(-longest // GPU_BLOCK_SIZE)
+    per_request = -(-longest // BLOCK_SIZE)
     model = DecoderModel(spec, {name: each.to(device) for name, each in weights.items()}, dtype, longest)
     num_blocks = len(requests) * per_request
-    cache = GpuCache(spec, KvCache(spec, num_blocks, GPU_BLOCK_SIZE, dtype, device), len(requests), per_request)
+    cache = GpuCache(spec, KvCache(spec, num_blocks, BLOCK_SIZE, dtype, device), len(requests), per_request)
     cache.tables[:-1] = torch.randperm(num_blocks, device=device).view(-1, per_request)
     outs: list[list[Tensor]] = [[] for _ in requests]
     starts = [0] * len(requests)
