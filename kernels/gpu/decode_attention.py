@@ -93,11 +93,14 @@ def decode_attention(
     requests, heads, head_dim = q.shape
     splits = 0 if work is not None else num_splits(requests, kv_heads)
     rows = heads * (most_items(requests, kv_heads) if work is not None else requests * splits)
-    grid = (requests, kv_heads, splits) if work is None else (kv_heads, len(work.items))
+    grid = (requests, kv_heads, splits)
+    if work is not None:
+        grid = (min(kv_heads * len(work.items), PROGRAMS_PER_SM * NUM_SMS), 1, 1)
     lse = scratch[rows * head_dim :]
     _decode[grid](
-        q, keys, values, tables, slots, positions, positions if work is None else work.items,
-        positions if work is None else work.counters, out, scratch, lse, sinks, slopes,
+        q, keys, values, tables, slots, positions, None if work is None else work.items,
+        None if work is None else work.num_items, None if work is None else work.counters, out, scratch, lse, sinks,
+        slopes,
         scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E, tables.stride(0),
         HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=keys.block_shape[1], PAGE=keys.block_shape[0],
         SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
@@ -131,42 +134,60 @@ def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int
 
 @triton.jit
 def _decode(
-    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr,
-    sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
+    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, num_items_ptr, counters_ptr, out_ptr,
+    partial_ptr, lse_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
     SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
     STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) kv heads, items. In units of log2."""
+    """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) as many programs as run at once, each of which
+    takes an item of a kv head after another. In units of log2."""
     begin(OVERLAP)
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     if SPLITS == 0:
-        kv_head, item = tl.program_id(0), tl.program_id(1)
-        words = items_ptr + item * WORDS
-        request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
-        low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
-        if num == 0:
-            return
-        part = item - first_item
-        first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+        for index in range(tl.program_id(0), tl.load(num_items_ptr) * KV_HEADS, tl.num_programs(0)):
+            kv_head, item = index % KV_HEADS, index // KV_HEADS
+            words = items_ptr + item * WORDS
+            request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
+            low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
+            _attend_item(
+                q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+                request, slot, kv_head, item, item - first_item, first_item, num, length, low, high, scale, v_scale,
+                softcap, table_stride, HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+            )  # fmt: skip
     else:
         request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-        item, num = request * SPLITS + part, SPLITS
         slot, length = tl.load(slots_ptr + request), tl.load(positions_ptr + request) + 1
-        first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+        first_page = (tl.maximum(length - WINDOW, 0) if WINDOW else 0) // PAGE
         end_page = tl.cdiv(length, PAGE)
-        per_split = tl.cdiv(end_page - first // PAGE, SPLITS)
-        low = first // PAGE + part * per_split
-        high = tl.minimum(low + per_split, end_page)
+        per_split = tl.cdiv(end_page - first_page, SPLITS)
+        low = first_page + part * per_split
+        _attend_item(
+            q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+            request, slot, kv_head, request * SPLITS + part, part, 0, SPLITS, length, low,
+            tl.minimum(low + per_split, end_page), scale, v_scale, softcap, table_stride,
+            HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+        )  # fmt: skip
 
+
+@triton.jit
+def _attend_item(
+    q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+    request, slot, kv_head, item, part, first_item, num, length, low, high, scale, v_scale, softcap, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """One of `num` parts of a request, the pages from low to high."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
     head = kv_head * GROUP + row
     is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
     place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
     peak, total, sums = _attend_pages(
         tl.load(q_ptr + place, mask=is_live, other=0.0), keys, values,
-        tables_ptr + slot.to(tl.int64) * table_stride, kv_head, low, high, first, length, part == 0,
+        tables_ptr + slot.to(tl.int64) * table_stride, kv_head, low, high,
+        tl.maximum(length - WINDOW, 0) if WINDOW else 0, length, part == 0,
         sinks_ptr + head if sinks_ptr is not None else None, slopes_ptr + head if slopes_ptr is not None else None,
         row < GROUP, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
     )  # fmt: skip

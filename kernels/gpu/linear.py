@@ -54,7 +54,8 @@ def one_row_linear(
         x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual,
         x if scale is None else scale, out, outputs, eps,
         INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, STAGES=3, num_warps=num_warps, **OVERLAP,
+        HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, STAGES=3 if scale is None else 2,
+        num_warps=num_warps, **OVERLAP,
     )  # fmt: skip
     return out
 
@@ -70,13 +71,13 @@ def _tile(outputs: int, inputs: int) -> tuple[int, int, int]:
 
 
 def _fp8_tile(outputs: int, inputs: int) -> tuple[int, int, int]:
-    """The same for FP8: as many bytes, so twice as many weights, and threads for the conversions."""
-    depth, at_once = 1024, 16
+    """The same for FP8."""
+    depth, at_once = 4096 if inputs >= 8192 else 2048, 8 if outputs * inputs > 2**24 else 4
     while inputs % depth:
         depth //= 2
     while at_once > 1 and outputs < at_once * 1.9 * NUM_SMS:
         at_once //= 2
-    return at_once, depth, max(1, min(8, at_once * depth // 512))
+    return at_once, depth, max(1, min(4, at_once * depth // 512))
 
 
 @triton.jit

@@ -26,7 +26,7 @@ class Chunks:
 
     rows, lengths, totals, slots: [chunks]: first row in q, new tokens, positions up to and with them, row of `tables`.
     tile_chunks, tile_starts: [tiles]: of each tile of TILE tokens its chunk and its first token in it, those with
-        the most work first.
+        the most work first. Chunk -1: there is no such tile.
     """
 
     rows: Tensor
@@ -78,9 +78,10 @@ def _prefill(
     tile, head = tl.program_id(0), tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
     chunk = tl.load(tile_chunks_ptr + tile)
+    if chunk < 0:
+        return
     start = tl.load(tile_starts_ptr + tile)
-    length = tl.load(lengths_ptr + chunk)
-    total = tl.load(totals_ptr + chunk)
+    length, total = tl.load(lengths_ptr + chunk), tl.load(totals_ptr + chunk)
     table = tables_ptr + tl.load(slots_ptr + chunk).to(tl.int64) * table_stride
 
     token, dim, offset = tl.arange(0, TILE), tl.arange(0, BOX), tl.arange(0, PAGE)

@@ -28,11 +28,13 @@ WORDS = tl.constexpr(8)  # of an item: request, slot, length, first and end page
 class WorkList:
     """Which pages each program attends to, for all layers of one step that share a window.
 
-    items: [most_items, 8] int32, see WORDS; those with 0 items of their request are none.
+    items: [most_items, 8] int32, see WORDS.
+    num_items: [1] int32: how many of them there are.
     counters: [requests, kv_heads] int32, zero: how many items of a request are done.
     """
 
     items: Tensor
+    num_items: Tensor
     counters: Tensor
 
 
@@ -52,28 +54,29 @@ def plan_work(
     """The work list of requests that attend to all positions up to `positions`, or to the last `window` of them.
 
     Args:
-        slots, positions: [requests] int32.
+        slots, positions: [requests] int32; a position of -1: there is no request.
         page: positions in a page.
         most_requests: of any batch of this engine: one kernel is compiled for all of them.
     """
     requests, size = len(positions), most_items(len(positions), kv_heads)
     items = torch.empty(size, WORDS.value, dtype=torch.int32, device=positions.device)
     counters = torch.empty(requests, kv_heads, dtype=torch.int32, device=positions.device)
+    num_items = torch.empty(4, dtype=torch.int32, device=positions.device)[:1]
     _plan[(requests,)](
-        slots, positions, items, counters, requests, size, ROOM=_room(kv_heads), MOST=most_parts(kv_heads),
+        slots, positions, items, num_items, counters, requests, ROOM=_room(kv_heads), MOST=most_parts(kv_heads),
         KV_HEADS=kv_heads, PAGE=page, WINDOW=window or 0, REQUESTS=triton.next_power_of_2(most_requests),
         num_warps=4, **OVERLAP,
     )  # fmt: skip
-    return WorkList(items, counters)
+    return WorkList(items, num_items, counters)
 
 
 def _room(kv_heads: int) -> int:
     return max(1, NUM_SMS * PROGRAMS_PER_SM // kv_heads)
 
 
-@triton.jit(do_not_specialize=["requests", "size"])
+@triton.jit(do_not_specialize=["requests"])
 def _plan(
-    slots_ptr, positions_ptr, items_ptr, counters_ptr, requests, size,
+    slots_ptr, positions_ptr, items_ptr, num_items_ptr, counters_ptr, requests,
     ROOM: tl.constexpr, MOST: tl.constexpr, KV_HEADS: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr,
     REQUESTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +88,7 @@ def _plan(
     pages = tl.cdiv(lengths, PAGE)
     if WINDOW:
         pages -= tl.maximum(lengths - WINDOW, 0) // PAGE
-    total = tl.sum(pages, 0)
+    total = tl.maximum(tl.sum(pages, 0), 1)
     wanted = tl.maximum((2 * pages * ROOM + total) // (2 * total), 1)
     sizes = tl.cdiv(pages, tl.minimum(wanted, MOST))
     parts = tl.cdiv(pages, tl.maximum(sizes, 1))
@@ -96,7 +99,7 @@ def _plan(
     length = tl.load(positions_ptr + request) + 1
     low_page = tl.maximum(length - WINDOW, 0) // PAGE if WINDOW else 0
     end_page = tl.cdiv(length, PAGE)
-    num = tl.cdiv(end_page - low_page, own)
+    num = tl.cdiv(end_page - low_page, tl.maximum(own, 1))
     part = tl.arange(0, triton.next_power_of_2(MOST))
     row = items_ptr + (first + part) * WORDS
     is_live = part < num
@@ -111,5 +114,4 @@ def _plan(
     head = tl.arange(0, triton.next_power_of_2(KV_HEADS))
     tl.store(counters_ptr + request * KV_HEADS + head, tl.zeros_like(head), mask=head < KV_HEADS)
     if request == 0:
-        unused = tl.sum(parts, 0) + tl.arange(0, triton.next_power_of_2(ROOM))
-        tl.store(items_ptr + unused * WORDS + 6, tl.zeros_like(unused), mask=unused < size)
+        tl.store(num_items_ptr, tl.sum(parts, 0))

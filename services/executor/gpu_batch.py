@@ -20,9 +20,8 @@ from octavo.services.executor.models.spec import Decoder
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
 
-BALANCED_FROM = (
-    16  # requests: they are cut into items of equal work; fewer into as many parts each, which starts sooner
-)
+BALANCED_FROM = 9
+"""Requests that are cut into items of equal work; fewer are all cut into as many parts, which starts sooner."""
 
 
 @dataclass
@@ -121,13 +120,22 @@ class GpuAttention:
     """Attention of one batch's rows over the paged cache.
 
     slots, positions: [rows] int32 on the device; the first `num_decoding` rows are one token each of a request.
+    decoding: [num_decoding] int32, their positions, -1 for a row that does not decode after all; None: all do.
     """
 
     def __init__(
-        self, cache: GpuCache, slots: Tensor, positions: Tensor, num_decoding: int, chunks: Chunks | None
+        self,
+        cache: GpuCache,
+        slots: Tensor,
+        positions: Tensor,
+        num_decoding: int,
+        chunks: Chunks | None,
+        decoding: Tensor | None = None,
     ) -> None:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._num_decoding, self._chunks = num_decoding, chunks
+        self._is_balanced = num_decoding >= BALANCED_FROM or decoding is not None
+        self._decoding = positions[:num_decoding] if decoding is None else decoding
         self._work: dict[int | None, WorkList] = {}  # by window
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionLayer) -> Tensor:
@@ -167,7 +175,7 @@ class GpuAttention:
             decode_attention(
                 q[:decoding], keys, values, cache.tables, self._slots, self._positions, cache.scratch, out,
                 cache.kv_heads, spec.scale, spec.window, spec.softcap, sinks, slopes, k_scale, v_scale,
-                self._work_list(spec.window) if decoding >= BALANCED_FROM else None,
+                self._work_list(spec.window) if self._is_balanced else None,
             )  # fmt: skip
         if self._chunks is not None:
             prefill_attention(
@@ -180,7 +188,7 @@ class GpuAttention:
         """Of the decoding rows; made once for all layers with this window."""
         if window not in self._work:
             cache = self._cache
-            slots, positions = self._slots[: self._num_decoding], self._positions[: self._num_decoding]
             page, most = cache.keys[0].shape[2], len(cache.tables)
-            self._work[window] = plan_work(slots, positions, cache.kv_heads, page, most, window)
+            slots = self._slots[: self._num_decoding]
+            self._work[window] = plan_work(slots, self._decoding, cache.kv_heads, page, most, window)
         return self._work[window]

@@ -4,6 +4,8 @@ What a step needs of the one before, the last token of each slot, never leaves t
 decode at which positions; it learns the tokens later, while the next step already runs.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
+from octavo.services.executor.gpu_mixed import STEP_ROWS, MixedInputs, mixed_sizes
 from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
@@ -65,7 +68,10 @@ class GpuEngine:
         self._staging = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._results = [torch.zeros(info.num_slots, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._turn = 0
+        self._stride = -(-info.num_slots // 4) * 4  # where a graph that decodes finds positions; slots lie before
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._mixed: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        """By rows: a step with chunks, and what it leaves in the last layer, [rows, hidden]."""
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
@@ -97,16 +103,22 @@ class GpuEngine:
     def warm_up(self) -> None:
         """Compile all kernels, run the largest step, and record the graphs of all batch sizes, before requests come."""
         sizes = batch_sizes(self.info.num_slots)
+        mixed = mixed_sizes(self.info.max_num_batched_tokens, self.info.max_model_len)
         with compiling_only():
             self._run_short_steps()
             with torch.cuda.stream(self._stream):
                 for batch in sizes:
                     self._decode_nothing(batch)
+                for rows in mixed:
+                    self._mix_nothing(rows)
         self._run_short_steps()
         self._run_largest_step()
         with torch.cuda.stream(self._stream):
+            for rows in reversed(mixed):
+                self._record_mixed(rows)
             for batch in reversed(sizes):
                 self._graph(batch)
+        self._run_short_steps()
 
     def _run_short_steps(self) -> None:
         """A step of one chunk, then one of a chunk beside a request that decodes."""
@@ -136,8 +148,7 @@ class GpuEngine:
         batch = batch_of(rows, self.info.num_slots)
         filling = batch - rows
         sections = [plan.slots + [self.info.num_slots] * filling, plan.positions + [0] * filling]
-        # A graph reads the first `num_slots` elements as slots, those behind as positions.
-        self._upload(sections, plan, stride=self.info.num_slots)
+        self._upload(sections, plan, [0, self._stride])
         self._graph(batch).replay()
         return self._tokens[:rows]
 
@@ -148,33 +159,79 @@ class GpuEngine:
             return known
         kept = self._inputs.clone()
         self._decode_nothing(batch)  # creates libraries' handles, which cannot be done while recording
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Not by `torch.cuda.graph`, which gives all cached memory back to the driver each time.
-        graph.capture_begin(self._pool)
-        self._decode(batch)
-        graph.capture_end()
-        self._pool = self._pool or graph.pool()
+        with self._recording() as graph:
+            self._decode(batch)
         self._inputs.copy_(kept)
         self._graphs[batch] = graph
         return self._graphs[batch]
 
+    @contextmanager
+    def _recording(self) -> Iterator[torch.cuda.CUDAGraph]:
+        torch.cuda.current_stream().synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Not by `torch.cuda.graph`, which gives all cached memory back to the driver each time.
+        graph.capture_begin(self._pool)
+        yield graph
+        graph.capture_end()
+        self._pool = self._pool or graph.pool()
+
     def _decode_nothing(self, batch: int) -> None:
         """Decode rows that belong to no slot."""
-        num_slots = self.info.num_slots
-        self._inputs[:batch] = num_slots
-        self._inputs[num_slots : num_slots + batch] = 0
+        self._inputs[:batch] = self.info.num_slots
+        self._inputs[self._stride : self._stride + batch] = 0
         self._decode(batch)
 
     def _decode(self, batch: int) -> None:
-        num_slots = self.info.num_slots
-        slots, positions = self._inputs[:batch], self._inputs[num_slots : num_slots + batch]
+        slots, positions = self._inputs[:batch], self._inputs[self._stride : self._stride + batch]
         attention = GpuAttention(self._cache, slots, positions, batch, None)
         hidden = self._model.hidden(self._last.index_select(0, slots), positions, attention)
         logits = self._model.logits(hidden)
         self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
 
+    def _mix_nothing(self, rows: int) -> None:
+        """A step of rows that belong to no slot."""
+        inputs = MixedInputs(rows, self.info.num_slots)
+        sections = inputs.sections(Plan())
+        assert sections is not None
+        torch.cuda.current_stream().synchronize()  # the last upload has left its pinned memory
+        self._upload(sections, Plan(), inputs.starts)
+        self._mix(inputs)
+
+    def _record_mixed(self, rows: int) -> None:
+        self._mix_nothing(rows)
+        with self._recording() as graph:
+            hidden = self._mix(MixedInputs(rows, self.info.num_slots))
+        self._mixed[rows] = graph, hidden
+
+    def _mix(self, inputs: MixedInputs) -> Tensor:
+        slots, positions, token_ids, decoding, chunks = inputs.views(self._inputs)
+        attention = GpuAttention(self._cache, slots, positions, inputs.num_decoding, chunks, decoding)
+        known = self._last.index_select(0, slots)
+        return self._model.hidden(torch.where(token_ids < 0, known, token_ids), positions, attention)
+
     def _run_mixed(self, plan: Plan) -> Tensor:
+        hidden, sampled, slots, positions = self._replay_mixed(plan) or self._launch_mixed(plan)
+        tokens = self._tokens[: len(plan.sampled_slots)]
+        if not plan.sampled_slots:
+            return tokens
+        logits = self._model.logits(hidden.index_select(0, sampled))
+        self._sampler.choose(logits, slots, positions.index_select(0, sampled), tokens, self._last)
+        return tokens
+
+    def _replay_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The last layer's output, and the rows, slots and all positions for sampling; None if there is no graph."""
+        inputs = MixedInputs(-(-len(plan.slots) // STEP_ROWS) * STEP_ROWS, self.info.num_slots)
+        recorded = self._mixed.get(inputs.rows)
+        sections = inputs.sections(plan) if recorded else None
+        if recorded is None or sections is None:
+            return None
+        views = self._upload([*sections, plan.sampled_rows, plan.sampled_slots], plan, inputs.starts)
+        graph, hidden = recorded
+        graph.replay()
+        return hidden, views[-2], views[-1], views[1]
+
+    def _launch_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same kernel by kernel."""
         tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
         slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
             self._upload(
@@ -190,17 +247,12 @@ class GpuEngine:
         )
         known = self._last.index_select(0, slots[: plan.num_decoding])
         hidden = self._model.hidden(torch.cat((known, token_ids)), positions, attention)
-        tokens = self._tokens[: len(plan.sampled_slots)]
-        if not plan.sampled_slots:
-            return tokens
-        logits = self._model.logits(hidden.index_select(0, sampled))
-        self._sampler.choose(logits, sampled_slots, positions.index_select(0, sampled), tokens, self._last)
-        return tokens
+        return hidden, sampled, sampled_slots, positions
 
-    def _upload(self, sections: list[list[int]], plan: Plan, stride: int | None = None) -> list[Tensor]:
+    def _upload(self, sections: list[list[int]], plan: Plan, fixed: Sequence[int] = ()) -> list[Tensor]:
         """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.
 
-        With a stride the sections begin at its multiples, else each behind the one before. Returns their views.
+        fixed: where the first sections begin; the others lie behind the one before. Returns their views.
         """
         changes = [
             plan.table_slots, plan.table_places, plan.table_blocks, plan.fresh_blocks, plan.new_slots, plan.new_states
@@ -210,9 +262,7 @@ class GpuEngine:
         values: list[int] = []
         for section in sections + changes:
             # All begin at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
-            place = -(-len(values) // 4) * 4
-            if stride is not None and len(starts) < len(sections):
-                place = len(starts) * stride
+            place = fixed[len(starts)] if len(starts) < len(fixed) else -(-len(values) // 4) * 4
             values += [0] * (place - len(values))
             starts.append(place)
             values += section
@@ -247,4 +297,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
     """The most that a step uploads, in int32: rows of all kinds, a table and a sampling state for each slot, gaps."""
-    return 5 * info.max_num_batched_tokens + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 64
+    rows = info.max_num_batched_tokens + STEP_ROWS
+    return 5 * rows + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 256

@@ -11,6 +11,7 @@ from octavo.services.executor.cache import FP8, bytes_per_block, uniform_attenti
 from octavo.services.executor.fp8_weights import check_device, is_linear, settle
 from octavo.services.executor.gpu_engine import GpuEngine
 from octavo.services.executor.gpu_limits import check_supported, memory_for
+from octavo.services.executor.gpu_mixed import mixed_sizes
 from octavo.services.executor.late_compiles import LateCompiles
 from octavo.services.executor.memory import GIB, GpuPlan, check_weights_fit, longest_request, plan_gpu, step_bytes
 from octavo.services.executor.models.decoder import DecoderModel
@@ -79,6 +80,7 @@ def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype
     most_heads = max(layer.attention.heads for layer in spec.layers)
     steps = step_bytes(spec, dtype.itemsize, num_tokens, num_slots, num_slots)
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
+    steps += sum(mixed_sizes(num_tokens, source.limit)) * spec.hidden * dtype.itemsize
     free, total = torch.cuda.mem_get_info()
     per_block = bytes_per_block(spec, block_size, kv_dtype)
     plan = plan_gpu(config, total, free, torch.cuda.memory_allocated(), steps, per_block)

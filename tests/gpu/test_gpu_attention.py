@@ -144,7 +144,8 @@ def test_a_work_list_names_every_page_once(lengths: list[int], window: int | Non
     slots = torch.randperm(len(lengths), device="cuda").int()
     work = plan_work(slots, positions, kv_heads, PAGE, 100, window)
     assert len(work.items) == most_items(len(lengths), kv_heads) and not work.counters.any()
-    items = [row for row in work.items.tolist() if row[6]]
+    items = work.items[: int(work.num_items)].tolist()
+    assert all(row[6] for row in items)
     pages: dict[int, list[int]] = {request: [] for request in range(len(lengths))}
     for index, (request, slot, length, low, high, first, num, _) in enumerate(items):
         assert (slot, length) == (int(slots[request]), lengths[request]) and low < high
@@ -158,6 +159,30 @@ def test_a_work_list_names_every_page_once(lengths: list[int], window: int | Non
     # No program has much more to do than an equal share of the whole, but where a request would be cut too often.
     share = sum(map(len, pages.values())) * kv_heads / 264
     assert max(sizes) <= max(1.5 * share, max(map(len, pages.values())) / most_parts(kv_heads)) + 1
+
+
+@pytest.mark.parametrize("lengths", [[], [700], [1, 64, 65, 3000] * 20], ids=["nobody", "one", "many"])
+def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int]) -> None:
+    from octavo.kernels.gpu.decode_attention import decode_attention, scratch_size
+    from octavo.kernels.gpu.work_list import plan_work
+
+    paged = Paged(lengths or [1], 2, 64, torch.bfloat16)
+    num_rows = len(lengths) + 30
+    q = torch.randn(num_rows, 4, 64, device="cuda").bfloat16()
+    slots = torch.full((num_rows,), 10**6, device="cuda").int()
+    slots[: len(lengths)] = paged.slots[: len(lengths)]
+    positions = torch.tensor([length - 1 for length in lengths] + [-1] * 30, device="cuda").int()
+    out = torch.full_like(q, 7.0)
+    scratch = torch.full((scratch_size(num_rows, 4, 2, 64),), math.nan, device="cuda")
+    work = plan_work(slots, positions, 2, PAGE, 200)
+    decode_attention(
+        q, paged.key_boxes, paged.value_boxes, paged.tables, slots, positions, scratch, out, 2, 0.1, work=work
+    )
+    assert (out[len(lengths) :] == 7.0).all()
+    for request in range(min(len(lengths), 4)):
+        keys, values = paged.dense[0][request], paged.dense[1][request]
+        one = slice(request, request + 1)
+        close(out[one], attend(q[one].double(), keys, values, 0.1, None, None))
 
 
 def check_prefill(

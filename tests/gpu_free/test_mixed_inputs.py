@@ -1,0 +1,78 @@
+"""A step with chunks, told to a recorded graph of more rows: nothing is lost, and rows left over are nobody's."""
+
+import random
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels' tile size is told by a module that needs Triton")
+
+from octavo.kernels.gpu.prefill_attention import TILE  # behind the skip
+from octavo.services.executor.gpu_batch import Plan, plan_step
+from octavo.services.executor.gpu_mixed import MOST_CHUNKS, MixedInputs, mixed_sizes
+from octavo.services.executor.slots import Slots
+from octavo.shared.messages import NewRequest, Step, pack
+from octavo.shared.sampling import SamplingParams
+
+NUM_SLOTS, BLOCK_SIZE = 60, 16
+PARAMS = SamplingParams(max_tokens=9, temperature=0.0)
+
+
+def plan_of(num_decoding: int, lengths: list[int]) -> Plan:
+    """A step in which so many requests decode, and prompts of these lengths are computed."""
+    slots = Slots(NUM_SLOTS, 40, BLOCK_SIZE, 10**6)
+
+    def begin(number: int, first: int, lengths: list[int]) -> Plan:
+        taken = range(first, first + len(lengths))
+        new = [
+            NewRequest(slot, pack(range(length)), 0, pack([slot] * (-(-length // BLOCK_SIZE))), PARAMS)
+            for slot, length in zip(taken, lengths, strict=True)
+        ]
+        step = Step(1, number, new=new, chunk_slots=pack(taken), chunk_lengths=pack(lengths))
+        return plan_step(step, slots, BLOCK_SIZE)
+
+    begin(1, 0, [3 + place for place in range(num_decoding)])
+    return begin(2, num_decoding, lengths)
+
+
+@pytest.mark.parametrize(
+    "num_decoding, lengths", [(0, [1]), (0, [128]), (40, [88]), (7, [100, 64, 65]), (1, [3, 30, 300]), (40, [5] * 15)]
+)
+def test_every_row_is_told_and_the_rest_is_nobodys(num_decoding: int, lengths: list[int]) -> None:
+    plan = plan_of(num_decoding, lengths)
+    num_rows = num_decoding + sum(lengths)
+    inputs = MixedInputs(-(-num_rows // 128) * 128, NUM_SLOTS)
+    sections = inputs.sections(plan)
+    assert sections is not None and [len(section) for section in sections] == inputs.sizes
+    slots, positions, token_ids, decoding, rows, spans, totals, chunk_slots, tile_chunks, tile_starts = sections
+
+    assert slots[:num_rows] == plan.slots and positions[:num_rows] == plan.positions
+    assert set(slots[num_rows:]) <= {NUM_SLOTS}
+    assert [token < 0 for token in token_ids] == [row < num_decoding for row in range(inputs.rows)]
+    assert decoding == plan.positions[:num_decoding] + [-1] * (inputs.num_decoding - num_decoding)
+    # Each row behind those that decode belongs to one tile of one chunk, at the position that the chunk implies.
+    covered: list[int] = []
+    for chunk, start in zip(tile_chunks, tile_starts, strict=True):
+        if chunk >= 0:
+            for place in range(start, min(start + TILE, spans[chunk])):
+                row = rows[chunk] + place
+                covered.append(row)
+                assert slots[row] == chunk_slots[chunk]
+                assert positions[row] == totals[chunk] - spans[chunk] + place
+    assert sorted(covered) == list(range(num_decoding, inputs.rows))
+
+
+def test_a_step_of_too_many_chunks_is_not_for_a_graph() -> None:
+    assert MixedInputs(128, NUM_SLOTS).sections(plan_of(0, [5] * MOST_CHUNKS)) is None
+
+
+def test_sections_begin_where_kernels_expect_them() -> None:
+    for rows in mixed_sizes(8192, 4096):
+        inputs = MixedInputs(rows, random.Random(rows).randrange(1, 2000))
+        ends = [start + size for start, size in zip(inputs.starts, inputs.sizes, strict=True)]
+        assert all(start % 4 == 0 for start in inputs.starts)
+        assert all(end <= start for end, start in zip(ends, inputs.starts[1:], strict=False))
+
+
+def test_small_contexts_have_no_graphs() -> None:
+    assert mixed_sizes(8192, 127) == []
+    assert mixed_sizes(300, 128) == [128, 256]
