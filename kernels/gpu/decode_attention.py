@@ -91,33 +91,29 @@ def decode_attention(
         work: of these requests and this window; None: all are cut alike.
     """
     requests, heads, head_dim = q.shape
-    splits = 0 if work is not None else num_splits(requests, kv_heads)
-    rows = heads * (most_items(requests, kv_heads) if work is not None else requests * splits)
-    grid = (requests, kv_heads, splits)
-    if work is not None:
-        grid = (min(kv_heads * len(work.items), PROGRAMS_PER_SM * NUM_SMS), 1, 1)
-    lse = scratch[rows * head_dim :]
+    page, box = keys.block_shape
+    items = num_items = counters = None
+    if work is None:
+        splits = num_splits(requests, kv_heads)
+        num_parts, grid = requests * splits, (requests, kv_heads, splits)
+    else:
+        splits, num_parts, grid = 0, len(work.items), (kv_heads, len(work.items), 1)
+        items, num_items, counters = work.items, work.num_items, work.counters
+        if work.is_sparse:
+            grid = (min(kv_heads * num_parts, PROGRAMS_PER_SM * NUM_SMS), 1, 1)
+    lse = scratch[num_parts * heads * head_dim :]
     _decode[grid](
-        q, keys, values, tables, slots, positions, None if work is None else work.items,
-        None if work is None else work.num_items, None if work is None else work.counters, out, scratch, lse, sinks,
-        slopes,
+        q, keys, values, tables, slots, positions, items, num_items, counters, out, scratch, lse, sinks, slopes,
         scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E, tables.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=keys.block_shape[1], PAGE=keys.block_shape[0],
-        SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
-        AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
+        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, SPLITS=splits,
+        SPARSE=work is not None and work.is_sparse, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        FP8=keys.base.itemsize == 1, AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
         _combine[(requests * heads,)](
-            scratch,
-            lse,
-            out,
-            HEADS=heads,
-            DIM=head_dim,
-            BOX=keys.block_shape[1],
-            SPLITS=splits,
-            num_warps=2 if splits * head_dim <= 8192 else 8,
-            **OVERLAP,
-        )
+            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
+            num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
+        )  # fmt: skip
 
 
 def num_splits(requests: int, kv_heads: int) -> int:
@@ -137,22 +133,25 @@ def _decode(
     q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, num_items_ptr, counters_ptr, out_ptr,
     partial_ptr, lse_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
-    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, SPARSE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    AT_ONCE: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) as many programs as run at once, each of which
-    takes an item of a kv head after another. In units of log2."""
+    """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) kv heads, items, a program each. With a sparse
+    one as many programs as run at once, which take one after another. In units of log2."""
     begin(OVERLAP)
-    if SPLITS == 0:
+    if SPARSE:
         for index in range(tl.program_id(0), tl.load(num_items_ptr) * KV_HEADS, tl.num_programs(0)):
-            kv_head, item = index % KV_HEADS, index // KV_HEADS
-            words = items_ptr + item * WORDS
-            request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
-            low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
-            _attend_item(
-                q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
-                request, slot, kv_head, item, item - first_item, first_item, num, length, low, high, scale, v_scale,
-                softcap, table_stride, HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+            _attend_listed(
+                q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
+                slopes_ptr, index % KV_HEADS, index // KV_HEADS, scale, v_scale, softcap, table_stride,
+                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+            )  # fmt: skip
+    elif SPLITS == 0:
+        if tl.program_id(1) < tl.load(num_items_ptr):
+            _attend_listed(
+                q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
+                slopes_ptr, tl.program_id(0), tl.program_id(1), scale, v_scale, softcap, table_stride,
+                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
             )  # fmt: skip
     else:
         request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -167,6 +166,25 @@ def _decode(
             tl.minimum(low + per_split, end_page), scale, v_scale, softcap, table_stride,
             HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
         )  # fmt: skip
+
+
+@triton.jit
+def _attend_listed(
+    q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+    kv_head, item, scale, v_scale, softcap, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """An item of a work list."""
+    words = items_ptr + item * WORDS
+    request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
+    low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
+    _attend_item(
+        q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+        request, slot, kv_head, item, item - first_item, first_item, num, length, low, high, scale, v_scale,
+        softcap, table_stride, HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -196,7 +214,7 @@ def _attend_item(
     if num == 1:
         tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
     else:
-        partial = item.to(tl.int64) * HEADS + head
+        partial = tl.cast(item, tl.int64) * HEADS + head
         tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
         tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
         if SPLITS == 0:

@@ -31,11 +31,13 @@ class WorkList:
     items: [most_items, 8] int32, see WORDS.
     num_items: [1] int32: how many of them there are.
     counters: [requests, kv_heads] int32, zero: how many items of a request are done.
+    is_sparse: there may be far fewer items than room for them.
     """
 
     items: Tensor
     num_items: Tensor
     counters: Tensor
+    is_sparse: bool
 
 
 def most_items(requests: int, kv_heads: int) -> int:
@@ -49,7 +51,13 @@ def most_parts(kv_heads: int) -> int:
 
 
 def plan_work(
-    slots: Tensor, positions: Tensor, kv_heads: int, page: int, most_requests: int, window: int | None = None
+    slots: Tensor,
+    positions: Tensor,
+    kv_heads: int,
+    page: int,
+    most_requests: int,
+    window: int | None = None,
+    is_sparse: bool = False,
 ) -> WorkList:
     """The work list of requests that attend to all positions up to `positions`, or to the last `window` of them.
 
@@ -57,6 +65,7 @@ def plan_work(
         slots, positions: [requests] int32; a position of -1: there is no request.
         page: positions in a page.
         most_requests: of any batch of this engine: one kernel is compiled for all of them.
+        is_sparse: many positions may be -1.
     """
     requests, size = len(positions), most_items(len(positions), kv_heads)
     items = torch.empty(size, WORDS.value, dtype=torch.int32, device=positions.device)
@@ -67,7 +76,7 @@ def plan_work(
         KV_HEADS=kv_heads, PAGE=page, WINDOW=window or 0, REQUESTS=triton.next_power_of_2(most_requests),
         num_warps=4, **OVERLAP,
     )  # fmt: skip
-    return WorkList(items, num_items, counters)
+    return WorkList(items, num_items, counters, is_sparse)
 
 
 def _room(kv_heads: int) -> int:

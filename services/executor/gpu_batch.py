@@ -134,7 +134,7 @@ class GpuAttention:
     ) -> None:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._num_decoding, self._chunks = num_decoding, chunks
-        self._is_balanced = num_decoding >= BALANCED_FROM or decoding is not None
+        self._is_balanced, self._is_sparse = num_decoding >= BALANCED_FROM or decoding is not None, decoding is not None
         self._decoding = positions[:num_decoding] if decoding is None else decoding
         self._work: dict[int | None, WorkList] = {}  # by window
 
@@ -190,5 +190,5 @@ class GpuAttention:
             cache = self._cache
             page, most = cache.keys[0].shape[2], len(cache.tables)
             slots = self._slots[: self._num_decoding]
-            self._work[window] = plan_work(slots, self._decoding, cache.kv_heads, page, most, window)
+            self._work[window] = plan_work(slots, self._decoding, cache.kv_heads, page, most, window, self._is_sparse)
         return self._work[window]

@@ -17,7 +17,7 @@ from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
-from octavo.services.executor.gpu_mixed import STEP_ROWS, MixedInputs, mixed_sizes
+from octavo.services.executor.gpu_mixed import STEP_ROWS, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
@@ -26,7 +26,7 @@ from octavo.shared.sampling import SamplingParams
 
 RING = 4  # steps whose pinned memory may be in use; more than are ever in flight
 SMALL_BATCHES = (1, 2, 4, 8)
-BATCH_STEP = 16  # beyond, a graph for each multiple of it; of 64 beyond 256
+BATCH_STEPS = ((128, 16), (256, 32), (512, 64))  # up to a batch, a graph for each multiple; of 128 beyond
 
 
 @dataclass
@@ -108,16 +108,17 @@ class GpuEngine:
             self._run_short_steps()
             with torch.cuda.stream(self._stream):
                 for batch in sizes:
-                    self._decode_nothing(batch)
+                    self._fill_up(batch)
+                    self._decode(batch)
                 for rows in mixed:
-                    self._mix_nothing(rows)
+                    self._mix(self._fill_up_mixed(rows))
         self._run_short_steps()
         self._run_largest_step()
         with torch.cuda.stream(self._stream):
             for rows in reversed(mixed):
                 self._record_mixed(rows)
             for batch in reversed(sizes):
-                self._graph(batch)
+                self._record(batch)
         self._run_short_steps()
 
     def _run_short_steps(self) -> None:
@@ -149,24 +150,18 @@ class GpuEngine:
         filling = batch - rows
         sections = [plan.slots + [self.info.num_slots] * filling, plan.positions + [0] * filling]
         self._upload(sections, plan, [0, self._stride])
-        self._graph(batch).replay()
+        self._graphs[batch].replay()
         return self._tokens[:rows]
 
-    def _graph(self, batch: int) -> torch.cuda.CUDAGraph:
-        """The graph of a batch size, recorded at its first use."""
-        known = self._graphs.get(batch)
-        if known is not None:
-            return known
-        kept = self._inputs.clone()
-        self._decode_nothing(batch)  # creates libraries' handles, which cannot be done while recording
+    def _record(self, batch: int) -> None:
+        self._fill_up(batch)
         with self._recording() as graph:
             self._decode(batch)
-        self._inputs.copy_(kept)
         self._graphs[batch] = graph
-        return self._graphs[batch]
 
     @contextmanager
     def _recording(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """Of what has run before: libraries' handles cannot be created, nor code be loaded, while recording."""
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         # Not by `torch.cuda.graph`, which gives all cached memory back to the driver each time.
@@ -175,11 +170,10 @@ class GpuEngine:
         graph.capture_end()
         self._pool = self._pool or graph.pool()
 
-    def _decode_nothing(self, batch: int) -> None:
-        """Decode rows that belong to no slot."""
+    def _fill_up(self, batch: int) -> None:
+        """Have rows decode that belong to no slot."""
         self._inputs[:batch] = self.info.num_slots
         self._inputs[self._stride : self._stride + batch] = 0
-        self._decode(batch)
 
     def _decode(self, batch: int) -> None:
         slots, positions = self._inputs[:batch], self._inputs[self._stride : self._stride + batch]
@@ -188,19 +182,19 @@ class GpuEngine:
         logits = self._model.logits(hidden)
         self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
 
-    def _mix_nothing(self, rows: int) -> None:
-        """A step of rows that belong to no slot."""
+    def _fill_up_mixed(self, rows: int) -> MixedInputs:
+        """Have a step with chunks consist of rows that belong to no slot."""
         inputs = MixedInputs(rows, self.info.num_slots)
         sections = inputs.sections(Plan())
         assert sections is not None
         torch.cuda.current_stream().synchronize()  # the last upload has left its pinned memory
         self._upload(sections, Plan(), inputs.starts)
-        self._mix(inputs)
+        return inputs
 
     def _record_mixed(self, rows: int) -> None:
-        self._mix_nothing(rows)
+        inputs = self._fill_up_mixed(rows)
         with self._recording() as graph:
-            hidden = self._mix(MixedInputs(rows, self.info.num_slots))
+            hidden = self._mix(inputs)
         self._mixed[rows] = graph, hidden
 
     def _mix(self, inputs: MixedInputs) -> Tensor:
@@ -220,7 +214,7 @@ class GpuEngine:
 
     def _replay_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         """The last layer's output, and the rows, slots and all positions for sampling; None if there is no graph."""
-        inputs = MixedInputs(-(-len(plan.slots) // STEP_ROWS) * STEP_ROWS, self.info.num_slots)
+        inputs = MixedInputs(rows_of_graph(len(plan.slots)), self.info.num_slots)
         recorded = self._mixed.get(inputs.rows)
         sections = inputs.sections(plan) if recorded else None
         if recorded is None or sections is None:
@@ -286,7 +280,7 @@ def batch_of(rows: int, num_slots: int) -> int:
     for batch in SMALL_BATCHES:
         if rows <= batch:
             return min(batch, num_slots)
-    step = BATCH_STEP if rows <= 256 else 64
+    step = next((step for most, step in BATCH_STEPS if rows <= most), 128)
     return min(-(-rows // step) * step, num_slots)
 
 
@@ -297,5 +291,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
     """The most that a step uploads, in int32: rows of all kinds, a table and a sampling state for each slot, gaps."""
-    rows = info.max_num_batched_tokens + STEP_ROWS
+    rows = info.max_num_batched_tokens + 2 * STEP_ROWS
     return 5 * rows + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 256

@@ -13,7 +13,8 @@ from torch import Tensor
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks
 from octavo.services.executor.gpu_batch import Plan
 
-STEP_ROWS = 128  # between the graphs
+STEP_ROWS = 128  # between the graphs; twice that beyond FINE_ROWS
+FINE_ROWS = 1024
 MOST_ROWS = 2048  # a step with more keeps the device busy for longer than it takes to launch
 MOST_CHUNKS = 16
 NOBODY = -1
@@ -24,9 +25,15 @@ def mixed_sizes(num_tokens: int, max_model_len: int) -> list[int]:
 
     num_tokens: of the largest step.
     """
-    if max_model_len < STEP_ROWS:
+    if max_model_len < 2 * STEP_ROWS:
         return []
-    return list(range(STEP_ROWS, min(MOST_ROWS, num_tokens) + 1, STEP_ROWS))
+    return sorted({rows_of_graph(rows) for rows in range(1, min(MOST_ROWS, num_tokens) + 1, STEP_ROWS)})
+
+
+def rows_of_graph(num_rows: int) -> int:
+    """Of the smallest graph that has room for so many."""
+    step = STEP_ROWS if num_rows <= FINE_ROWS else 2 * STEP_ROWS
+    return -(-num_rows // step) * step
 
 
 @dataclass(frozen=True)

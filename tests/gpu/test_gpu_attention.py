@@ -161,8 +161,9 @@ def test_a_work_list_names_every_page_once(lengths: list[int], window: int | Non
     assert max(sizes) <= max(1.5 * share, max(map(len, pages.values())) / most_parts(kv_heads)) + 1
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("lengths", [[], [700], [1, 64, 65, 3000] * 20], ids=["nobody", "one", "many"])
-def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int]) -> None:
+def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int], is_sparse: bool) -> None:
     from octavo.kernels.gpu.decode_attention import decode_attention, scratch_size
     from octavo.kernels.gpu.work_list import plan_work
 
@@ -174,7 +175,7 @@ def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int]) ->
     positions = torch.tensor([length - 1 for length in lengths] + [-1] * 30, device="cuda").int()
     out = torch.full_like(q, 7.0)
     scratch = torch.full((scratch_size(num_rows, 4, 2, 64),), math.nan, device="cuda")
-    work = plan_work(slots, positions, 2, PAGE, 200)
+    work = plan_work(slots, positions, 2, PAGE, 200, is_sparse=is_sparse)
     decode_attention(
         q, paged.key_boxes, paged.value_boxes, paged.tables, slots, positions, scratch, out, 2, 0.1, work=work
     )

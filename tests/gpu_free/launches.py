@@ -76,14 +76,15 @@ def launch(name: str, dtype: torch.dtype) -> None:
 
 
 def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | None) -> None:
-    """Decoding at all of BATCHES, and two chunks beside eight requests that decode."""
+    """Decoding at all of BATCHES, and two chunks beside eight requests that decode, also as a graph records it."""
     _, spec = build_spec(COMMON | config)
     shapes = expected_shapes(spec).items()
     weights = settle(((name, empty(*shape, dtype=dtype)) for name, shape in shapes), quantization, dense=None)
     model = DecoderModel(spec, dict(weights), dtype, MAX_POSITIONS)
     cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
     chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)))
-    for decoding, new in [*((batch, None) for batch in BATCHES), (8, chunks)]:
+    steps = [*((batch, None, None) for batch in BATCHES), (8, chunks, None), (8, chunks, empty(8))]
+    for decoding, new, positions in steps:
         rows = decoding + (500 if new else 0)
-        attention = GpuAttention(cache, empty(rows), empty(rows), decoding, new)
+        attention = GpuAttention(cache, empty(rows), empty(rows), decoding, new, positions)
         model.logits(model.hidden(empty(rows), empty(rows), attention)[:decoding])

@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="the kernels' tile size is told by a module
 
 from octavo.kernels.gpu.prefill_attention import TILE  # behind the skip
 from octavo.services.executor.gpu_batch import Plan, plan_step
-from octavo.services.executor.gpu_mixed import MOST_CHUNKS, MixedInputs, mixed_sizes
+from octavo.services.executor.gpu_mixed import MOST_CHUNKS, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import NewRequest, Step, pack
 from octavo.shared.sampling import SamplingParams
@@ -74,5 +74,12 @@ def test_sections_begin_where_kernels_expect_them() -> None:
 
 
 def test_small_contexts_have_no_graphs() -> None:
-    assert mixed_sizes(8192, 127) == []
-    assert mixed_sizes(300, 128) == [128, 256]
+    assert mixed_sizes(8192, 255) == []
+    assert mixed_sizes(300, 256) == [128, 256, 384]
+
+
+def test_every_step_up_to_the_largest_has_a_graph_with_room_for_it() -> None:
+    sizes = mixed_sizes(8192, 4096)
+    for num_rows in range(1, sizes[-1] + 1):
+        rows = rows_of_graph(num_rows)
+        assert rows in sizes and num_rows <= rows < num_rows + 256
