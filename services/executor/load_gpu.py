@@ -78,9 +78,11 @@ def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     attention = uniform_attention(spec)
     most_heads = max(layer.attention.heads for layer in spec.layers)
-    steps = step_bytes(spec, dtype.itemsize, num_tokens, num_slots, num_slots)
+    recorded = mixed_sizes(num_tokens, source.limit)
+    most_tokens = num_tokens + max(recorded, default=0)  # recorded steps have memory of their own
+    steps = step_bytes(spec, dtype.itemsize, most_tokens, num_slots, num_slots)
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
-    steps += sum(mixed_sizes(num_tokens, source.limit)) * spec.hidden * dtype.itemsize
+    steps += sum(recorded) * spec.hidden * dtype.itemsize
     free, total = torch.cuda.mem_get_info()
     per_block = bytes_per_block(spec, block_size, kv_dtype)
     plan = plan_gpu(config, total, free, torch.cuda.memory_allocated(), steps, per_block)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from octavo.services.executor.models.spec import Decoder
 
 GIB = 2**30
-RESERVE_BYTES = 2**30
+RESERVE_BYTES = 3 * 2**30
 """On a GPU: workspaces of libraries, code, recorded graphs, and what allocators lose by rounding."""
 DEFAULT_MAX_LEN = 32_768
 """Of a model that does not say how long its context may be."""

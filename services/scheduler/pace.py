@@ -1,6 +1,6 @@
 """How many prompt tokens a step may take beside requests that decode, so that their next tokens come in time."""
 
-DEFAULT_MAX_STEP_S = {"cuda": 0.025}
+DEFAULT_MAX_STEP_S = {"cuda": 0.033}
 """By device: how long a step may take while requests decode, if the config does not say."""
 LEAST_TOKENS = 256
 """A prompt goes on at least so fast, however long a step takes."""

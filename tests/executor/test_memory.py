@@ -31,7 +31,7 @@ def test_kv_gets_nearly_all_that_weights_and_steps_leave() -> None:
 
     assert plan.kv + BLOCK <= FREE - steps  # with the null block
     assert plan.kv >= 0.95 * (FREE - steps)
-    assert steps < 4 * GIB
+    assert steps < 0.05 * FREE
 
 
 def test_a_step_is_planned_for_what_its_tensors_need() -> None:
