@@ -108,7 +108,7 @@ def test_nearly_all_memory_goes_to_kv_and_the_largest_steps_still_run(folder: st
     engine = load(folder, num_kv_blocks=None, max_num_seqs=1024, max_num_batched_tokens=8192)
     kv = engine.info.num_blocks * QWEN3["num_hidden_layers"] * 2 * 2 * 64 * 64 * 2
     assert kv >= 0.95 * (free_before - 2 * 2**30)
-    assert torch.cuda.mem_get_info()[0] < 0.02 * total
+    assert torch.cuda.mem_get_info()[0] < 0.03 * total
     prompts = [[place % 1000 for place in range(1500)] for _ in range(64)]
     assert len(Pipeline(engine).generate(prompts, SamplingParams(max_tokens=5, temperature=0.0))) == 64
 
