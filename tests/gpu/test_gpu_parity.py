@@ -81,6 +81,6 @@ def check(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None
 def logits_of_transformers(
     folder: Path, dtype: torch.dtype, requests: list[list[int]], device: torch.device
 ) -> list[Tensor]:
-    # Loaded, not cast: a cast would round the frequencies of RoPE as well.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
+    # Loaded, not cast: a cast would round the frequencies of RoPE as well. Eager, as SDPA knows no softcap.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval().to(device)
     return [model(torch.tensor([each], device=device)).logits[0].float() for each in requests]
