@@ -18,7 +18,7 @@ from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.linear import Kind, one_row_linear
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
-from octavo.kernels.gpu.qkv import split_qkv
+from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
 from octavo.kernels.gpu.sampler_state import pack_state
 from octavo.kernels.gpu.sampling import sample
@@ -144,9 +144,8 @@ def splitting(device: torch.device, tokens: int) -> Case:
 
         def call() -> Call:
             qkv = _random(device, tokens, heads * DIM)
-            return lambda: split_qkv(
-                qkv, keys, values, tables, slots, positions, HEADS, cos, sin, False, weights[0], weights[1], 1e-6
-            )
+            projection = Projection(qkv, HEADS, keys, values, cos, sin, False, weights[0], weights[1], 1e-6)
+            return lambda: split_qkv(projection, tables, slots, positions)
 
         return _copies(call, tokens * heads * DIM * DTYPE.itemsize)
 

@@ -7,7 +7,7 @@ box, as wide as a power of two: what of it lies beyond the head is read as zeros
 
 There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, and the
 program that ends last of a request joins its runs. Without, every request is cut into as many runs, by the size of the
-batch alone, and `_combine` joins them.
+batch alone, and `combine` joins them.
 
 What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
 gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
@@ -110,7 +110,7 @@ def decode_attention(
         FP8=keys.base.itemsize == 1, AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
-        _combine[(requests * heads,)](
+        combine[(requests * heads,)](
             scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
             num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
         )  # fmt: skip
@@ -242,8 +242,6 @@ def _attend_pages(
         has_sink = is_head & is_first_part
         peak = tl.load(sinks, mask=has_sink, other=NEVER / PER_LOG2) * PER_LOG2
         total = tl.where(has_sink, 1.0, 0.0)
-    if slopes is not None:
-        slope = tl.load(slopes, mask=is_head, other=0.0) * PER_LOG2
     sums = tl.zeros([BOX, ROWS], tl.float32)
     qt = tl.trans(q.to(tl.float16) if FP8 else q)
 
@@ -252,24 +250,40 @@ def _attend_pages(
     for page in tl.range(low, high, num_stages=STAGES):
         place = (block * KV_HEADS + kv_head) * PAGE
         block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
-        k = keys.load([place, 0])
-        scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
-        if SOFTCAP:
-            # softcap * tanh(x / softcap)
-            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores / softcap)))
         position = page * PAGE + offset
-        if slopes is not None:
-            scores += slope[None, :] * (position - length + 1).to(tl.float32)[:, None]
-        scores = tl.where(((position >= first) & (position < length))[:, None], scores, NEVER)
-        v = values.load([place, 0])
-        v = v.to(tl.float16) if FP8 else v
-        new_peak = tl.maximum(peak, tl.max(scores, 0))
-        weights = tl.exp2(scores - new_peak[None, :])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(weights, 0)
-        sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
-        peak = new_peak
+        peak, total, sums = attend_page(
+            keys.load([place, 0]), values.load([place, 0]), qt, (position >= first) & (position < length),
+            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+        )  # fmt: skip
     return peak, total, sums
+
+
+@triton.jit
+def attend_page(
+    k, v, qt, seen, distance, slopes, is_head, scale, softcap, peak, total, sums,
+    SOFTCAP: tl.constexpr, FP8: tl.constexpr, MAY_BE_UNSEEN: tl.constexpr,
+):  # fmt: skip
+    """The softmax over one more page, k and v [PAGE, BOX]. seen: [PAGE]; distance: [PAGE], from the query, <= 0.
+
+    MAY_BE_UNSEEN: nothing of the page, nor of any page before it, may be seen; then it may be another's, and hold NaN.
+    """
+    scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
+    if SOFTCAP:
+        # softcap * tanh(x / softcap)
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores / softcap)))
+    if slopes is not None:
+        slope = tl.load(slopes, mask=is_head, other=0.0) * PER_LOG2
+        scores += slope[None, :] * distance.to(tl.float32)[:, None]
+    scores = tl.where(seen[:, None], scores, NEVER)
+    v = v.to(tl.float16) if FP8 else v
+    new_peak = tl.maximum(peak, tl.max(scores, 0))
+    weights = tl.exp2(scores - new_peak[None, :])
+    if MAY_BE_UNSEEN:
+        weights, v = tl.where(seen[:, None], weights, 0.0), tl.where(seen[:, None], v, 0.0)
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(weights, 0)
+    sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
+    return new_peak, total, sums
 
 
 @triton.jit
@@ -306,7 +320,7 @@ def _join(
 
 
 @triton.jit
-def _combine(
+def combine(
     partial_ptr, lse_ptr, out_ptr,
     HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip

@@ -3,6 +3,8 @@
 source: `octavo.kernels.rms_norm`, `octavo.kernels.rope` and `octavo.kernels.cache_write` have the formulas
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -14,47 +16,58 @@ HEADS_AT_ONCE = 8
 MOST_FP8 = tl.constexpr(448.0)  # the greatest number of e4m3
 
 
-def split_qkv(
-    qkv: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    tables: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    heads: int,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    eps: float = 0.0,
-    k_scale: float = 1.0,
-    v_scale: float = 1.0,
-) -> Tensor:
+@dataclass(frozen=True)
+class Projection:
+    """The product of tokens with a layer's QKV weight, and how it becomes queries, keys and values.
+
+    qkv: [tokens, (heads + 2 * kv_heads) * head_dim], contiguous.
+    key_cache, value_cache: [blocks, kv_heads, page, head_dim], contiguous; where new keys and values go.
+    cos, sin: [positions, 1, dim], as `octavo.kernels.rope.tables` makes them.
+    q_weight, k_weight: [head_dim] of an RMS norm over each head with `eps`; None: no norm.
+    k_scale, v_scale: a cache in FP8 holds keys and values divided by them; what is too great becomes its greatest.
+    """
+
+    qkv: Tensor
+    heads: int
+    key_cache: Tensor
+    value_cache: Tensor
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    eps: float = 0.0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """Of the kernels that read it."""
+        kv_heads, page, head_dim = self.key_cache.shape[1:]
+        return {
+            "HEADS": self.heads, "KV_HEADS": kv_heads, "DIM": head_dim, "PAGE": page, "TURNED": self.cos.shape[-1],
+            "INTERLEAVED": self.interleaved, "HAS_NORM": self.q_weight is not None,
+            "FP8": self.key_cache.itemsize == 1,
+        }  # fmt: skip
+
+
+def split_qkv(projection: Projection, tables: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
     """Queries for attention; keys and values go into the cache.
 
     Args:
-        qkv: [tokens, (heads + 2 * kv_heads) * head_dim], contiguous.
-        key_cache, value_cache: [blocks, kv_heads, page, head_dim], contiguous; changed in place.
         tables: [slots, max_blocks] int32.
         slots, positions: [tokens] int32. A token is written to its slot's block for its position.
-        cos, sin: [positions, 1, dim], as `octavo.kernels.rope.tables` makes them.
-        q_weight, k_weight: [head_dim] of an RMS norm over each head with `eps`; None: no norm.
-        k_scale, v_scale: a cache in FP8 holds keys and values divided by them; greater ones than it has become its
-            greatest.
 
     Returns: [tokens, heads, head_dim], turned.
     """
-    tokens, head_dim = len(qkv), key_cache.shape[3]
-    kv_heads, page = key_cache.shape[1:3]
-    q = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
-    _split_qkv[(tokens, triton.cdiv(heads + 2 * kv_heads, HEADS_AT_ONCE))](
-        qkv, q, key_cache, value_cache, tables, slots, positions, cos, sin,
-        q_weight if q_weight is not None else qkv, k_weight if k_weight is not None else qkv, eps, tables.stride(0),
-        1 / k_scale, 1 / v_scale, HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=triton.next_power_of_2(head_dim),
-        TURNED=cos.shape[-1], PAGE=page, INTERLEAVED=interleaved, HAS_NORM=q_weight is not None,
-        FP8=key_cache.itemsize == 1, AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim > 64 else 2,
-        **OVERLAP,
+    some, qkv = projection, projection.qkv
+    tokens, kv_heads, head_dim = len(qkv), some.key_cache.shape[1], some.key_cache.shape[3]
+    q = torch.empty(tokens, some.heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    _split_qkv[(tokens, triton.cdiv(some.heads + 2 * kv_heads, HEADS_AT_ONCE))](
+        qkv, q, some.key_cache, some.value_cache, tables, slots, positions, some.cos, some.sin, some.q_weight,
+        some.k_weight, some.eps, tables.stride(0), 1 / some.k_scale, 1 / some.v_scale,
+        BOX=triton.next_power_of_2(head_dim), AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim > 64 else 2,
+        **some.constants, **OVERLAP,
     )  # fmt: skip
     return q
 
@@ -75,7 +88,30 @@ def _split_qkv(
     is_v = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
     is_dim = dim < DIM
     is_live = (head < HEADS + 2 * KV_HEADS)[:, None] & is_dim[None, :]
-    # The dimension that each one is turned with.
+    other = partner(dim, DIM, TURNED, INTERLEAVED)
+    row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
+    x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
+    y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
+    position = tl.load(positions_ptr + token)
+    q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
+    k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
+    turned = turn(
+        x, y, tl.where(is_q[:, None], q_norm, k_norm), tl.where(is_q[:, None], q_other, k_other), eps,
+        position, cos_ptr, sin_ptr, dim, DIM, TURNED, HAS_NORM,
+    )  # fmt: skip
+    q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
+    tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim[None, :])
+    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
+    kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
+    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
+    kept_k, kept_v = as_kept(turned, k_factor, keys_ptr, FP8), as_kept(x, v_factor, values_ptr, FP8)
+    tl.store(keys_ptr + place, kept_k, mask=is_k[:, None] & is_dim[None, :])
+    tl.store(values_ptr + place, kept_v, mask=is_v[:, None] & is_dim[None, :])
+
+
+@triton.jit
+def partner(dim, DIM: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The dimension that each one is turned with."""
     half: tl.constexpr = TURNED // 2
     if INTERLEAVED:
         other = tl.where(dim < TURNED, dim ^ 1, dim)
@@ -83,29 +119,39 @@ def _split_qkv(
         other = (dim + half) % DIM  # in this form the compiler sees that neighbours stay neighbours
     else:
         other = tl.where(dim < TURNED, tl.where(dim < half, dim + half, dim - half), dim)
-    row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
-    x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
-    y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
-    position = tl.load(positions_ptr + token)
-    cos = tl.load(cos_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=1.0).to(tl.float32)
-    sin = tl.load(sin_ptr + position.to(tl.int64) * TURNED + dim, mask=dim < TURNED, other=0.0).to(tl.float32)
-    turned_x, turned_y = x, y
+    return other
+
+
+@triton.jit
+def norm_weights(weight_ptr, dim, other, DIM: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Of each dimension and of its partner, [1, dims] each; ones without a norm."""
+    if HAS_NORM:
+        own = tl.load(weight_ptr + dim, mask=dim < DIM, other=0.0).to(tl.float32)
+        its = tl.load(weight_ptr + other, mask=dim < DIM, other=0.0).to(tl.float32)
+    else:
+        own = tl.full(dim.shape, 1.0, tl.float32)
+        its = own
+    return own[None, :], its[None, :]
+
+
+@triton.jit
+def turn(
+    x, y, weight, other_weight, eps, position, cos_ptr, sin_ptr, dim,
+    DIM: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Norm and RoPE of heads of one token. x, y: [heads, dims] of the dimensions and of their partners, float32."""
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)
-        q_weight = tl.load(q_weight_ptr + dim, mask=is_dim, other=0.0).to(tl.float32)
-        k_weight = tl.load(k_weight_ptr + dim, mask=is_dim, other=0.0).to(tl.float32)
-        q_other = tl.load(q_weight_ptr + other, mask=is_dim, other=0.0).to(tl.float32)
-        k_other = tl.load(k_weight_ptr + other, mask=is_dim, other=0.0).to(tl.float32)
-        turned_x = x * factor[:, None] * tl.where(is_q[:, None], q_weight[None, :], k_weight[None, :])
-        turned_y = y * factor[:, None] * tl.where(is_q[:, None], q_other[None, :], k_other[None, :])
-    turned = turned_x * cos[None, :] + turned_y * sin[None, :]
-    q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
-    tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim[None, :])
-    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
-    kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
-    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
+        x, y = x * factor[:, None] * weight, y * factor[:, None] * other_weight
+    place = position.to(tl.int64) * TURNED + dim
+    cos = tl.load(cos_ptr + place, mask=dim < TURNED, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + place, mask=dim < TURNED, other=0.0).to(tl.float32)
+    return x * cos[None, :] + y * sin[None, :]
+
+
+@triton.jit
+def as_kept(x, factor, cache_ptr, FP8: tl.constexpr):
+    """A key or value as the cache holds it."""
     if FP8:
-        turned = tl.clamp(turned * k_factor, -MOST_FP8, MOST_FP8, tl.PropagateNan.ALL)
-        x = tl.clamp(x * v_factor, -MOST_FP8, MOST_FP8, tl.PropagateNan.ALL)
-    tl.store(keys_ptr + place, turned.to(keys_ptr.dtype.element_ty), mask=is_k[:, None] & is_dim[None, :])
-    tl.store(values_ptr + place, x.to(values_ptr.dtype.element_ty), mask=is_v[:, None] & is_dim[None, :])
+        x = tl.clamp(x * factor, -MOST_FP8, MOST_FP8, tl.PropagateNan.ALL)
+    return x.to(cache_ptr.dtype.element_ty)

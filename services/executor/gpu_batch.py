@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
+from octavo.kernels.gpu.decode_few import decode_few
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
-from octavo.kernels.gpu.qkv import split_qkv
+from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.work_list import WorkList, plan_work
 from octavo.services.executor.cache import FP8, KvCache, to_fp8, uniform_attention
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
@@ -158,12 +159,20 @@ class GpuAttention:
         if not is_plain or spec.rope is None or spec.clip_qkv or not qkv.is_contiguous():
             return None
         cos, sin = angles.table(spec.rope)
-        q = split_qkv(
-            qkv, cache.keys[layer], cache.values[layer], cache.tables, self._slots, self._positions, spec.heads,
-            cos, sin, spec.rope.interleaved, None if q_norm is None else q_norm.weight,
-            None if k_norm is None else k_norm.weight, spec.qk_norm_like.eps, attention.k_scale, attention.v_scale,
+        projection = Projection(
+            qkv, spec.heads, cache.keys[layer], cache.values[layer], cos, sin, spec.rope.interleaved,
+            None if q_norm is None else q_norm.weight, None if k_norm is None else k_norm.weight,
+            spec.qk_norm_like.eps, attention.k_scale, attention.v_scale,
         )  # fmt: skip
-        return self._attend(layer, q, attention)
+        if self._chunks is None and not self._is_balanced:
+            out = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+            decode_few(
+                projection, cache.key_boxes[layer], cache.value_boxes[layer], cache.tables, self._slots,
+                self._positions, cache.scratch, out, spec.scale, spec.window, spec.softcap, attention.sinks,
+                attention.slopes,
+            )  # fmt: skip
+            return out
+        return self._attend(layer, split_qkv(projection, cache.tables, self._slots, self._positions), attention)
 
     def _attend(self, layer: int, q: Tensor, attention: AttentionLayer) -> Tensor:
         cache, decoding, spec = self._cache, self._num_decoding, attention.spec

@@ -130,6 +130,86 @@ def test_what_ends_last_joins_the_parts_every_time() -> None:
         assert torch.equal(decode(paged, q, lengths, True, 0.1), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("lengths", [[1], [2], [64], [65], [66], [5000], [1, 64, 65, 700, 129, 2, 90, 3000]], ids=str)
+@pytest.mark.parametrize(
+    "shape, how",
+    [
+        ((8, 4, 128), {}),
+        ((8, 2, 128), {"window": 100}),
+        ((2, 3, 64), {"window": 64, "softcap": 30.0}),
+        ((1, 8, 80), {"softcap": 20.0}),
+        ((4, 2, 128), {"has_sinks": True, "has_slopes": True}),
+        ((3, 4, 128), {"kv_dtype": FP8}),
+        ((2, 16, 64), {"has_norm": False, "kv_dtype": FP8, "window": 70}),
+    ],
+    ids=str,
+)
+def test_few_requests_from_the_product(
+    shape: tuple[int, int, int], how: dict[str, Any], lengths: list[int], dtype: torch.dtype
+) -> None:
+    check_few(lengths, shape, dtype, **how)
+
+
+def check_few(
+    lengths: list[int],
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None = None,
+    has_norm: bool = True,
+    has_sinks: bool = False,
+    has_slopes: bool = False,
+    device: str = "cuda",
+    page: int = PAGE,
+    **how: Any,
+) -> None:
+    """Against norm and RoPE in float64, and attention over what lies in the cache and the new token."""
+    from octavo.kernels import rms_norm, rope
+    from octavo.kernels.gpu.decode_attention import scratch_size
+    from octavo.kernels.gpu.decode_few import decode_few
+    from octavo.kernels.gpu.qkv import Projection
+
+    kv_heads, group, dim = shape
+    heads, is_fp8 = kv_heads * group, kv_dtype == FP8
+    scales = (0.5, 3.0) if is_fp8 else (1.0, 1.0)
+    paged = Paged(lengths, kv_heads, dim, kv_dtype or dtype, page, scales, device)
+    qkv = torch.randn(len(lengths), (heads + 2 * kv_heads) * dim, device=device).to(dtype)
+    angles = torch.rand(max(lengths), dim // 2, device=device) * 6
+    cos, sin = (each[:, None].to(dtype) for each in rope.tables(angles, 1.0, False))
+    weights = [torch.rand(dim, device=device).to(dtype) + 0.5 for _ in range(2)] if has_norm else [None, None]
+    sinks = torch.randn(heads, device=device) if has_sinks else None
+    slopes = torch.rand(heads, device=device) if has_slopes else None
+    positions = torch.tensor(lengths, device=device).int() - 1
+    blocks = paged.tables[paged.slots.long(), positions.long() // page].long()
+    for cache in (paged.keys, paged.values):  # the new token's place holds something else so far
+        cache.view(torch.uint8)[blocks, :, positions.long() % page] = 60
+    out = torch.full((len(lengths), heads, dim), math.nan, dtype=dtype, device=device)
+    scratch = torch.full((scratch_size(len(lengths), heads, kv_heads, dim),), math.nan, device=device)
+    projection = Projection(qkv, heads, paged.keys, paged.values, cos, sin, False, *weights, 1e-5, *scales)
+    decode_few(
+        projection, paged.key_boxes, paged.value_boxes, paged.tables, paged.slots, positions, scratch, out, 0.1,
+        how.get("window"), how.get("softcap"), sinks, slopes,
+    )  # fmt: skip
+
+    q, k, v = qkv.view(len(lengths), -1, dim).double().split([heads, kv_heads, kv_heads], 1)
+    turned = []
+    for part, weight in ((q, weights[0]), (k, weights[1])):
+        normed = part if weight is None else rms_norm.reference(part, weight.double(), 1e-5)
+        turned.append(rope.reference(normed.float(), angles[positions.long()], 1.0, False))
+    for request, length in enumerate(lengths):
+        one = slice(request, request + 1)
+        kept = [paged.keys, paged.values]
+        new = [each[blocks[request], :, int(positions[request]) % page].double()[None] for each in kept]
+        for ours, theirs, scale in zip(new, (turned[1][one], v[one]), scales, strict=True):
+            close((ours * scale).to(dtype), theirs.double(), 0.05 if is_fp8 else 0.0)
+        dense = [
+            torch.cat([each[request][: length - 1], ours * scale])
+            for each, ours, scale in zip(paged.dense, new, scales, strict=True)
+        ]
+        expected = attend(turned[0][one].double(), *dense, 0.1, sinks=sinks, slopes=slopes, **how)
+        close(out[one], expected, 2e-3 if is_fp8 else 0.0)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 8, 40])
 @pytest.mark.parametrize("window", [None, 1000])
 @pytest.mark.parametrize(
@@ -247,7 +327,7 @@ def test_prefill_attention_with_sinks_and_slopes(
 def test_pages_beyond_two_to_the_31_elements() -> None:
     """What split_qkv writes and attention reads where no int32 counts the elements, and page clearing there."""
     from octavo.kernels.gpu.decode_attention import page_boxes
-    from octavo.kernels.gpu.qkv import split_qkv
+    from octavo.kernels.gpu.qkv import Projection, split_qkv
     from octavo.services.executor.cache import KvCache
     from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm
 
@@ -268,7 +348,7 @@ def test_pages_beyond_two_to_the_31_elements() -> None:
     positions = torch.arange(length, device="cuda").int()
     qkv = torch.randn(length, 3 * kv_heads * dim, device="cuda").bfloat16()
     ones = torch.ones(length, 1, dim, dtype=torch.bfloat16, device="cuda")
-    q = split_qkv(qkv, keys, values, tables, slots, positions, kv_heads, ones, 0 * ones, False)
+    q = split_qkv(Projection(qkv, kv_heads, keys, values, ones, 0 * ones, False), tables, slots, positions)
     paged = Paged([1], kv_heads, dim, torch.bfloat16)
     paged.keys, paged.values, paged.tables, paged.slots = keys, values, tables, slots[:tokens]
     paged.key_boxes, paged.value_boxes = page_boxes(keys), page_boxes(values)

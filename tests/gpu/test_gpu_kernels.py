@@ -27,7 +27,7 @@ def test_split_qkv(
     has_norm: bool, heads: int, kv_heads: int, dim: int, turned: int, is_interleaved: bool, dtype: torch.dtype
 ) -> None:
     from octavo.kernels import rms_norm, rope
-    from octavo.kernels.gpu.qkv import split_qkv
+    from octavo.kernels.gpu.qkv import Projection, split_qkv
 
     tokens = 37
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(dtype)
@@ -38,7 +38,8 @@ def test_split_qkv(
     tables = torch.randperm(tokens * 4, device="cuda").int().view(tokens, 4)
     caches = [torch.full((tokens * 4, kv_heads, PAGE, dim), math.nan, dtype=dtype, device="cuda") for _ in range(2)]
     weights = [torch.rand(dim, device="cuda").to(dtype) + 0.5 for _ in range(2)] if has_norm else [None, None]
-    q = split_qkv(qkv, *caches, tables, slots, positions, heads, cos, sin, is_interleaved, *weights, 1e-5)
+    projection = Projection(qkv, heads, *caches, cos, sin, is_interleaved, *weights, 1e-5)
+    q = split_qkv(projection, tables, slots, positions)
 
     split = qkv.view(tokens, -1, dim).double().split([heads, kv_heads, kv_heads], 1)
     turned_angles = angles[positions.long()]
@@ -57,7 +58,7 @@ def test_split_qkv(
 @pytest.mark.parametrize("dim", [16, 80, 128])
 @pytest.mark.parametrize("k_scale, v_scale", [(1.0, 1.0), (0.25, 4.0)])
 def test_split_qkv_into_a_cache_in_fp8(k_scale: float, v_scale: float, dim: int, dtype: torch.dtype) -> None:
-    from octavo.kernels.gpu.qkv import split_qkv
+    from octavo.kernels.gpu.qkv import Projection, split_qkv
 
     tokens, kv_heads = 37, 3
     qkv = torch.randn(tokens, 3 * kv_heads * dim, device="cuda").to(dtype)
@@ -67,7 +68,8 @@ def test_split_qkv_into_a_cache_in_fp8(k_scale: float, v_scale: float, dim: int,
     positions, slots = torch.randint(0, 200, (tokens,)).int().cuda(), torch.randperm(tokens).int().cuda()
     tables = torch.randperm(tokens * 4).int().cuda().view(tokens, 4)
     caches = [torch.zeros(tokens * 4, kv_heads, PAGE, dim, device="cuda").to(FP8) for _ in range(2)]
-    split_qkv(qkv, *caches, tables, slots, positions, kv_heads, cos, sin, False, k_scale=k_scale, v_scale=v_scale)
+    projection = Projection(qkv, kv_heads, *caches, cos, sin, False, k_scale=k_scale, v_scale=v_scale)
+    split_qkv(projection, tables, slots, positions)
     blocks, offsets = tables[slots.long(), positions.long() // PAGE].long(), positions.long() % PAGE
     for cache, first, scale in ((caches[0], kv_heads, k_scale), (caches[1], 2 * kv_heads, v_scale)):
         expected = (heads[:, first : first + kv_heads].float() / scale).clamp(-448, 448).to(FP8).float()

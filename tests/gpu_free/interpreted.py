@@ -124,7 +124,8 @@ def test_split_qkv(has_norm: bool, dim: int, turned: int, is_interleaved: bool, 
     tables = torch.randperm(tokens * 3).int().view(tokens, 3)
     caches = [torch.full((tokens * 3, kv_heads, PAGE, dim), math.nan, dtype=dtype) for _ in "kv"]
     weights = [torch.rand(dim).to(dtype) + 0.5 for _ in "qk"] if has_norm else [None, None]
-    q = gpu_qkv.split_qkv(qkv, *caches, tables, slots, positions, heads, cos, sin, is_interleaved, *weights, 1e-5)
+    projection = gpu_qkv.Projection(qkv, heads, *caches, cos, sin, is_interleaved, *weights, 1e-5)
+    q = gpu_qkv.split_qkv(projection, tables, slots, positions)
 
     parts = qkv.view(tokens, -1, dim).float().split([heads, kv_heads, kv_heads], 1)
     turned_parts = []

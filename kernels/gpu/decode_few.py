@@ -1,0 +1,158 @@
+"""Triton: attention of few requests that decode, with norm, RoPE and cache write, from the QKV product.
+
+One request leaves memory idle: what counts is how many things wait for each other. So the first page of each part is on
+its way while the product before is still computed, for nothing of a step writes to pages but its new tokens, and those
+come from the product. Else as `octavo.kernels.gpu.decode_attention`, whose `combine` joins the parts.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine, num_splits
+from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.qkv import Projection, as_kept, norm_weights, partner, turn
+
+
+def decode_few(
+    projection: Projection,
+    keys: TensorDescriptor,
+    values: TensorDescriptor,
+    tables: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    scratch: Tensor,
+    out: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> None:
+    """One new token a request; its key and value are written to the cache.
+
+    Args:
+        projection: of [requests] tokens.
+        out: [requests, heads, head_dim], contiguous; overwritten.
+        keys, values, tables, slots, positions, scratch, sinks, slopes: as for `decode_attention`. tables, slots and
+            positions are read ahead of the kernel before: no kernel that is launched to overlap may write them.
+    """
+    some, (requests, heads, head_dim) = projection, out.shape
+    splits, box = num_splits(requests, some.key_cache.shape[1]), keys.block_shape[1]
+    is_fp8 = some.key_cache.itemsize == 1
+    k_scale, v_scale = (some.k_scale, some.v_scale) if is_fp8 else (1.0, 1.0)
+    lse = scratch[requests * splits * heads * head_dim :]
+    _decode_few[(requests, some.key_cache.shape[1], splits)](
+        some.qkv, keys, values, some.key_cache, some.value_cache, tables, slots, positions, out, scratch, lse, sinks,
+        slopes, some.cos, some.sin, some.q_weight, some.k_weight, some.eps, scale * k_scale * LOG2_E, v_scale,
+        (softcap or 0.0) * LOG2_E, tables.stride(0), 1 / k_scale, 1 / v_scale, BOX=box, SPLITS=splits,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **some.constants, **OVERLAP,
+    )  # fmt: skip
+    if splits > 1:
+        combine[(requests * heads,)](
+            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
+            num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
+        )  # fmt: skip
+
+
+@triton.jit
+def _decode_few(
+    qkv_ptr, keys, values, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
+    sinks_ptr, slopes_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps, scale, v_scale, softcap, table_stride,
+    k_factor, v_factor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """Grid: requests, kv heads, splits of the pages behind which the new token comes. In units of log2."""
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
+    request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    position = tl.load(positions_ptr + request)
+    table = tables_ptr + tl.load(slots_ptr + request).to(tl.int64) * table_stride
+    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
+    end_page = tl.cdiv(position, PAGE)
+    per_split = tl.cdiv(end_page - first // PAGE, SPLITS)
+    low = first // PAGE + part * per_split
+    high = tl.minimum(low + per_split, end_page)
+    block = tl.load(table + low, mask=low < high, other=0)
+    page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
+    page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
+    begin(OVERLAP)
+
+    row, dim, offset = tl.arange(0, ROWS), tl.arange(0, BOX), tl.arange(0, PAGE)
+    is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
+    qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
+    other = partner(dim, DIM, TURNED, INTERLEAVED)
+    q = _turned(
+        qkv_ptr, head, is_head, q_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
+    ).to(qkv_ptr.dtype.element_ty)
+    slopes = slopes_ptr + head if slopes_ptr is not None else None
+    peak = tl.full([ROWS], NEVER, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([BOX, ROWS], tl.float32)
+    if part == 0:
+        own = HEADS + kv_head + tl.arange(0, 1)
+        k = _turned(
+            qkv_ptr, own, own >= 0, k_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
+        )  # fmt: skip
+        v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
+        k, v = as_kept(k, k_factor, keys_ptr, FP8), as_kept(v, v_factor, values_ptr, FP8)
+        new_block = tl.load(table + position // PAGE).to(tl.int64)
+        kept = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + dim[None, :]
+        tl.store(keys_ptr + kept, k, mask=is_dim)
+        tl.store(values_ptr + kept, v, mask=is_dim)
+        # Only the new token is known so far; a sink is a key without a value.
+        peak = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
+        if SOFTCAP:
+            peak = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * peak / softcap)))
+        total += 1.0
+        sums += tl.trans(v.to(tl.float32))
+        if sinks_ptr is not None:
+            sink = tl.load(sinks_ptr + head, mask=is_head, other=NEVER / PER_LOG2) * PER_LOG2
+            new_peak = tl.maximum(peak, sink)
+            shrink = tl.exp2(peak - new_peak)
+            total, sums = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :]
+            peak = new_peak
+
+    qt = tl.trans(q.to(tl.float16) if FP8 else q)
+    others = low * PAGE + offset
+    seen = (others >= first) & (others < position) & (low < high)
+    peak, total, sums = attend_page(
+        page_k, page_v, qt, seen, others - position, slopes, is_head, scale, softcap, peak, total, sums,
+        SOFTCAP, FP8, True,
+    )  # fmt: skip
+    block = tl.load(table + low + 1, mask=low + 1 < high, other=0)
+    for page in tl.range(low + 1, high, num_stages=STAGES):
+        place = (block * KV_HEADS + kv_head) * PAGE
+        block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
+        others = page * PAGE + offset
+        peak, total, sums = attend_page(
+            keys.load([place, 0]), values.load([place, 0]), qt, (others >= first) & (others < position),
+            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+        )  # fmt: skip
+
+    divisor = tl.where(total > 0, total, 1.0)
+    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    is_live = is_head[:, None] & is_dim
+    if SPLITS == 1:
+        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
+    else:
+        partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
+        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
+
+
+@triton.jit
+def _turned(
+    qkv_ptr, head, is_head, weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other,
+    DIM: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Heads of a token's product, normed and turned, [heads, dims] float32."""
+    is_live = is_head[:, None] & (dim < DIM)[None, :]
+    x = tl.load(qkv_ptr + head[:, None] * DIM + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
+    y = tl.load(qkv_ptr + head[:, None] * DIM + other[None, :], mask=is_live, other=0.0).to(tl.float32)
+    weight, other_weight = norm_weights(weight_ptr, dim, other, DIM, HAS_NORM)
+    return turn(x, y, weight, other_weight, eps, position, cos_ptr, sin_ptr, dim, DIM, TURNED, HAS_NORM)
