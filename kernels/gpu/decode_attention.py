@@ -256,7 +256,7 @@ def _attend_pages(
         scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
         if SOFTCAP:
             # softcap * tanh(x / softcap)
-            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores / softcap)))
+            scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
         position = page * PAGE + offset
         if slopes is not None:
             scores += slope[None, :] * (position - length + 1).to(tl.float32)[:, None]
