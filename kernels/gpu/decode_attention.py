@@ -270,7 +270,7 @@ def attend_page(
     scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
     if SOFTCAP:
         # softcap * tanh(x / softcap)
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores / softcap)))
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
     if slopes is not None:
         slope = tl.load(slopes, mask=is_head, other=0.0) * PER_LOG2
         scores += slope[None, :] * distance.to(tl.float32)[:, None]

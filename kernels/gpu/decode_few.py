@@ -81,7 +81,7 @@ def _decode_few(
     page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     begin(OVERLAP)
 
-    row, dim, offset = tl.arange(0, ROWS), tl.arange(0, BOX), tl.arange(0, PAGE)
+    row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
     is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
     qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
     other = partner(dim, DIM, TURNED, INTERLEAVED)
@@ -93,30 +93,42 @@ def _decode_few(
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([BOX, ROWS], tl.float32)
     if part == 0:
-        own = HEADS + kv_head + tl.arange(0, 1)
-        k = _turned(
-            qkv_ptr, own, own >= 0, k_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
+        peak, sums = _new_token(
+            q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
+            scale, softcap, k_factor, v_factor, sums,
+            HEADS, KV_HEADS, DIM, PAGE, SOFTCAP, FP8, TURNED, HAS_NORM,
         )  # fmt: skip
-        v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
-        k, v = as_kept(k, k_factor, keys_ptr, FP8), as_kept(v, v_factor, values_ptr, FP8)
-        new_block = tl.load(table + position // PAGE).to(tl.int64)
-        kept = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + dim[None, :]
-        tl.store(keys_ptr + kept, k, mask=is_dim)
-        tl.store(values_ptr + kept, v, mask=is_dim)
-        # Only the new token is known so far; a sink is a key without a value.
-        peak = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
-        if SOFTCAP:
-            peak = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * peak / softcap)))
         total += 1.0
-        sums += tl.trans(v.to(tl.float32))
-        if sinks_ptr is not None:
+        if sinks_ptr is not None:  # a key without a value
             sink = tl.load(sinks_ptr + head, mask=is_head, other=NEVER / PER_LOG2) * PER_LOG2
             new_peak = tl.maximum(peak, sink)
             shrink = tl.exp2(peak - new_peak)
-            total, sums = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :]
-            peak = new_peak
+            total, sums, peak = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :], new_peak
 
-    qt = tl.trans(q.to(tl.float16) if FP8 else q)
+    peak, total, sums = _pages(
+        q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
+        peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
+    )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)
+    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    is_live = is_head[:, None] & is_dim
+    if SPLITS == 1:
+        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
+    else:
+        partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
+        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
+
+
+@triton.jit
+def _pages(
+    q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
+    peak, total, sums,
+    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The softmax goes on over the page that is there already, if it is one of this part, and those behind it."""
+    offset, qt = tl.arange(0, PAGE), tl.trans(q.to(tl.float16) if FP8 else q)
     others = low * PAGE + offset
     seen = (others >= first) & (others < position) & (low < high)
     peak, total, sums = attend_page(
@@ -132,17 +144,31 @@ def _decode_few(
             keys.load([place, 0]), values.load([place, 0]), qt, (others >= first) & (others < position),
             others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
         )  # fmt: skip
+    return peak, total, sums
 
-    divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums / divisor[None, :]) * v_scale
-    is_live = is_head[:, None] & is_dim
-    if SPLITS == 1:
-        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
-        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
-    else:
-        partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
-        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
-        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
+
+@triton.jit
+def _new_token(
+    q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
+    scale, softcap, k_factor, v_factor, sums,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr,
+    FP8: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Writes the new key and value; its scores, and its value as every row's sum, [BOX, ROWS]."""
+    own, is_dim = HEADS + kv_head + tl.arange(0, 1), (dim < DIM)[None, :]
+    k = _turned(
+        qkv_ptr, own, own >= 0, k_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
+    )  # fmt: skip
+    v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
+    k, v = as_kept(k, k_factor, keys_ptr, FP8), as_kept(v, v_factor, values_ptr, FP8)
+    block = tl.load(table + position // PAGE).to(tl.int64)
+    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + dim[None, :]
+    tl.store(keys_ptr + place, k, mask=is_dim)
+    tl.store(values_ptr + place, v, mask=is_dim)
+    scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
+    if SOFTCAP:
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
+    return scores, sums + tl.trans(v.to(tl.float32))
 
 
 @triton.jit

@@ -140,7 +140,7 @@ def _attend_page(
     scores = tl.dot(q, (k.to(tl.float16) if FP8 else k).T, input_precision="ieee")
     v = values.load([place, 0])
     if SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * PER_LOG2 * scores * scale / softcap)))
+        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) * scale / softcap)))
     else:
         scores = scores * scale
     if slope is not None:

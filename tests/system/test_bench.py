@@ -45,7 +45,7 @@ def test_every_request_and_token_is_counted_once(server: Server, tmp_path: Path)
     for each in levels:
         assert (each["requests"], each["errors"], each["output_tokens"]) == (21, 0, 21 * 5)
         assert each["input_tokens"] >= 21 * 16
-        assert each["output_tok_s"] == pytest.approx(21 * 5 / each["seconds"], rel=0.01)
+        assert each["output_tok_s"] == pytest.approx(21 * 5 / each["seconds"], rel=0.05)  # seconds are rounded
         assert 0 < each["ttft_ms_p50"] <= each["ttft_ms_p99"] <= each["e2e_ms_p99"]
         assert each["gap_ms_p50"] > 0
         assert each["engine"] == "octavo" and each["model"] == "SmolLM2-135M-Instruct"
