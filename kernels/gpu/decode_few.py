@@ -72,10 +72,9 @@ def _decode_few(
     position = tl.load(positions_ptr + request)
     table = tables_ptr + tl.load(slots_ptr + request).to(tl.int64) * table_stride
     first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
-    end_page = tl.cdiv(position, PAGE)
-    per_split = tl.cdiv(end_page - first // PAGE, SPLITS)
+    per_split = tl.cdiv(tl.cdiv(position, PAGE) - first // PAGE, SPLITS)
     low = first // PAGE + part * per_split
-    high = tl.minimum(low + per_split, end_page)
+    high = tl.minimum(low + per_split, tl.cdiv(position, PAGE))
     block = tl.load(table + low, mask=low < high, other=0)
     page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
@@ -89,8 +88,7 @@ def _decode_few(
         qkv_ptr, head, is_head, q_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
     ).to(qkv_ptr.dtype.element_ty)
     slopes = slopes_ptr + head if slopes_ptr is not None else None
-    peak = tl.full([ROWS], NEVER, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    peak, total = tl.full([ROWS], NEVER, tl.float32), tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([BOX, ROWS], tl.float32)
     if part == 0:
         peak, sums = _new_token(
