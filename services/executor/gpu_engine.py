@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu.compile_hooks import compiling_only
+from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
-from octavo.services.executor.gpu_mixed import STEP_ROWS, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu_mixed import NOBODY, STEP_ROWS, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
@@ -178,7 +179,7 @@ class GpuEngine:
     def _decode(self, batch: int) -> None:
         slots, positions = self._inputs[:batch], self._inputs[self._stride : self._stride + batch]
         attention = GpuAttention(self._cache, slots, positions, batch, None)
-        hidden = self._model.hidden(self._last.index_select(0, slots), positions, attention)
+        hidden = self._model.hidden_of(gather(self._model.embed, self._last, slots), positions, attention)
         logits = self._model.logits(hidden)
         self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
 
@@ -200,8 +201,8 @@ class GpuEngine:
     def _mix(self, inputs: MixedInputs) -> Tensor:
         slots, positions, token_ids, decoding, chunks = inputs.views(self._inputs)
         attention = GpuAttention(self._cache, slots, positions, inputs.num_decoding, chunks, decoding)
-        known = self._last.index_select(0, slots)
-        return self._model.hidden(torch.where(token_ids < 0, known, token_ids), positions, attention)
+        rows = gather(self._model.embed, self._last, slots, token_ids)
+        return self._model.hidden_of(rows, positions, attention)
 
     def _run_mixed(self, plan: Plan) -> Tensor:
         hidden, sampled, slots, positions = self._replay_mixed(plan) or self._launch_mixed(plan)
@@ -230,8 +231,9 @@ class GpuEngine:
         slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
             self._upload(
                 [
-                    plan.slots, plan.positions, plan.token_ids, plan.chunk_rows, plan.chunk_lengths, plan.chunk_totals,
-                    plan.chunk_slots, tile_chunks, tile_starts, plan.sampled_rows, plan.sampled_slots,
+                    plan.slots, plan.positions, [NOBODY] * plan.num_decoding + plan.token_ids, plan.chunk_rows,
+                    plan.chunk_lengths, plan.chunk_totals, plan.chunk_slots, tile_chunks, tile_starts,
+                    plan.sampled_rows, plan.sampled_slots,
                 ],
                 plan,
             )
@@ -239,9 +241,8 @@ class GpuEngine:
         attention = GpuAttention(
             self._cache, slots, positions, plan.num_decoding, Chunks(rows, lengths, totals, chunk_slots, chunks, starts)
         )
-        known = self._last.index_select(0, slots[: plan.num_decoding])
-        hidden = self._model.hidden(torch.cat((known, token_ids)), positions, attention)
-        return hidden, sampled, sampled_slots, positions
+        embedded = gather(self._model.embed, self._last, slots, token_ids)
+        return self._model.hidden_of(embedded, positions, attention), sampled, sampled_slots, positions
 
     def _upload(self, sections: list[list[int]], plan: Plan, fixed: Sequence[int] = ()) -> list[Tensor]:
         """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.

@@ -105,3 +105,21 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     for kind, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
         gated = activation.reference(double, act).double()
         close(one_row_linear(x, weight, residual, kind), gated @ weight.double().T + residual)  # type: ignore[arg-type]  # a literal
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab, size", [(50, 16), (1000, 577), (151_936, 4096), (600_000, 4096)])
+def test_gather(vocab: int, size: int, dtype: torch.dtype) -> None:
+    from octavo.kernels.gpu.embedding import gather
+
+    if vocab * size * dtype.itemsize > 6 * 2**30:
+        pytest.skip("a table of more than 6 GiB")
+    table = torch.randn(vocab, size, device="cuda", dtype=dtype)
+    last = torch.randint(0, vocab, (9,), device="cuda").int()
+    last[3] = vocab - 1
+    slots = torch.randint(0, 9, (70,), device="cuda").int()
+    assert torch.equal(gather(table, last, slots), table[last[slots.long()].long()])
+    token_ids = torch.randint(0, vocab, (70,), device="cuda").int()
+    token_ids[::3] = -1
+    expected = torch.where(token_ids < 0, last[slots.long()], token_ids).long()
+    assert torch.equal(gather(table, last, slots, token_ids), table[expected])

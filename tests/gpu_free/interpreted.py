@@ -5,14 +5,17 @@ Blocks of others hold NaN. What lies behind a request's end in its own last page
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from tests.gpu.test_gpu_attention import check_few
 from torch import Tensor
 
 from octavo.kernels import activation, cache_write, decode_attention, linear, rms_norm, rope
 from octavo.kernels.gpu import activation as gpu_activation
 from octavo.kernels.gpu import decode_attention as gpu_decode
+from octavo.kernels.gpu import embedding as gpu_embedding
 from octavo.kernels.gpu import linear as gpu_linear
 from octavo.kernels.gpu import prefill_attention as gpu_prefill
 from octavo.kernels.gpu import qkv as gpu_qkv
@@ -188,3 +191,22 @@ def test_greedy_takes_the_first_of_the_most_likely(vocab: int, dtype: torch.dtyp
     gpu_sampling.sample(logits, state, slots, positions, out, last)
     assert out.tolist() == [vocab // 3] * 3
     assert last.tolist() == [vocab // 3, vocab // 3, -1, vocab // 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 1030])
+def test_gather_takes_known_tokens_and_the_last_ones_of_slots(size: int, dtype: torch.dtype) -> None:
+    table, last, slots = (
+        torch.randn(50, size).to(dtype),
+        torch.tensor([7, 49, 0]).int(),
+        torch.tensor([1, 0, 2, 1]).int(),
+    )
+    assert torch.equal(gpu_embedding.gather(table, last, slots), table[[49, 7, 0, 49]])
+    token_ids = torch.tensor([-1, 3, 0, -1]).int()
+    assert torch.equal(gpu_embedding.gather(table, last, slots, token_ids), table[[49, 3, 0, 49]])
+
+
+@pytest.mark.parametrize("lengths", [[1], [17], [1, 16, 17, 70]], ids=str)
+@pytest.mark.parametrize("how", [{}, {"window": 20, "softcap": 30.0}, {"has_sinks": True, "has_slopes": True}], ids=str)
+def test_few_requests_from_the_product(lengths: list[int], how: dict[str, Any]) -> None:
+    check_few(lengths, (2, 2, 16), torch.float32, device="cpu", page=16, **how)

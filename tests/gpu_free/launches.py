@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.logprobs import logprobs
 from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
@@ -87,4 +88,5 @@ def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | N
     for decoding, new, positions in steps:
         rows = decoding + (500 if new else 0)
         attention = GpuAttention(cache, empty(rows), empty(rows), decoding, new, positions)
-        model.logits(model.hidden(empty(rows), empty(rows), attention)[:decoding])
+        embedded = gather(model.embed, empty(NUM_SLOTS + 1), empty(rows), empty(rows) if new else None)
+        model.logits(model.hidden_of(embedded, empty(rows), attention)[:decoding])

@@ -239,14 +239,20 @@ class DecoderModel:
 
         token_ids, positions: [tokens] int64.
         """
-        x, angles = self.embedded(token_ids, positions), self.angles(positions)
+        return self.hidden_of(F.embedding(token_ids, self.embed), positions, attend)
+
+    def hidden_of(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """As `hidden`, from the tokens' rows of the embedding table, [tokens, hidden]."""
+        x, angles = self._placed(rows, positions), self.angles(positions)
         for layer in self.layers:
             x = layer(x, angles, attend)
         return x
 
     def embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """The first layer's input, [tokens, hidden]."""
-        x = F.embedding(token_ids, self.embed)
+        return self._placed(F.embedding(token_ids, self.embed), positions)
+
+    def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
         if self.spec.embed_scale != 1.0:
             x = x * self.spec.embed_scale
         if self.positions is not None:
