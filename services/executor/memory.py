@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from octavo.services.executor.models.spec import Decoder
 
 GIB = 2**30
-RESERVE_BYTES = 3 * 2**30
+RESERVE_BYTES = 3 * GIB
 """On a GPU: workspaces of libraries, code, recorded graphs, and what allocators lose by rounding."""
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """What a config.json may call the longest context that its model was made for."""
