@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.hardware import NUM_SMS, box_width
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 from octavo.kernels.gpu.work_list import (
     MOST_PARTS,
@@ -51,11 +51,6 @@ def page_boxes(cache: Tensor) -> TensorDescriptor:
     if rows >= MOST_ROWS:
         raise ValueError(f"a layer's KV cache has {rows} rows; kernels count to {MOST_ROWS - 1}: lower --num-kv-blocks")
     return TensorDescriptor.from_tensor(cache.view(rows, head_dim), [page, box_width(head_dim)])
-
-
-def box_width(head_dim: int) -> int:
-    """Columns of a box: tensor cores multiply 16 or more, Triton powers of two."""
-    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def decode_attention(

@@ -5,12 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.fp8 import LEAST, MOST
 from octavo.kernels.gpu.activation import activate
 from octavo.kernels.gpu.linear import KINDS, Kind
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
-_MOST = tl.constexpr(448.0)
-_LEAST = tl.constexpr(2.0**-96)
+_MOST = tl.constexpr(MOST)
+_LEAST = tl.constexpr(LEAST)
 
 
 def quantize_rows(

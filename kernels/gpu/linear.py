@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.gpu.activation import activate
-from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.hardware import NUM_SMS
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 Kind = Literal["", "norm", "silu", "gelu"]

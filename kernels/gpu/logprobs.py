@@ -10,11 +10,11 @@ from torch import Tensor
 
 from octavo.kernels.gpu import sampler_state
 from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.truncation import LOWEST
 
 BLOCK = 2048
 
 _COLUMNS, _LOGPROBS = tl.constexpr(sampler_state.COLUMNS), tl.constexpr(sampler_state.LOGPROBS)
-_LOWEST = tl.constexpr(-3.0e38)  # in place of -inf, whose distance from itself is NaN
 
 
 def logprobs(
@@ -50,7 +50,7 @@ def _logprobs(
     wanted = tl.load(state_ptr + tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS + _LOGPROBS)
     if wanted > 0:
         row_ptr = logits_ptr + row * stride
-        highest, sums = tl.full((BLOCK,), _LOWEST, tl.float32), tl.zeros((BLOCK,), tl.float32)
+        highest, sums = tl.full((BLOCK,), LOWEST, tl.float32), tl.zeros((BLOCK,), tl.float32)
         peaks = tl.full((WIDTH,), float("-inf"), tl.float32)
         for block in tl.range(0, tl.cdiv(vocab, BLOCK), num_stages=3):
             place = block * BLOCK + offset

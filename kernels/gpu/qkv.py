@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.fp8 import MOST
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 HEADS_AT_ONCE = 8
-MOST_FP8 = tl.constexpr(448.0)  # the greatest number of e4m3
+MOST_FP8 = tl.constexpr(MOST)
 
 
 @dataclass(frozen=True)

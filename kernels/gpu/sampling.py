@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.kernels.gpu import sampler_state
 from octavo.kernels.gpu.overlap import OVERLAP, begin
-from octavo.kernels.gpu.truncation import as_float, logits_at, masses_within, narrow
+from octavo.kernels.gpu.truncation import LOWEST, as_float, logits_at, masses_within, narrow
 
 BLOCK = 4096  # tokens of which one program of the first pass knows the weight
 PART = 1024  # tokens at once
@@ -25,7 +25,6 @@ _REPETITION, _FREQUENCY, _PRESENCE = (
     tl.constexpr(each) for each in (sampler_state.REPETITION, sampler_state.FREQUENCY, sampler_state.PRESENCE)
 )
 _COLUMNS = tl.constexpr(sampler_state.COLUMNS)
-_LOWEST = tl.constexpr(-3.0e38)  # in place of -inf, whose distance from itself is NaN
 _FARTHEST = tl.constexpr(120.0)  # in bits of weight: what is farther weighs nothing in float32
 
 
@@ -85,7 +84,7 @@ def _peaks(
         logits = tl.maximum(others, logits)
     peak = tl.max(logits, 0)
     best = tl.min(tl.where(logits == peak, places, vocab - 1), 0)
-    peak = tl.maximum(peak, _LOWEST)
+    peak = tl.maximum(peak, LOWEST)
     tl.store(peaks_ptr + row * blocks + block, peak)
     tl.store(places_ptr + row * blocks + block, best)
     rate = as_float(tl.load(state_ptr + _RATE))
@@ -109,7 +108,7 @@ def _choose(
     slot = tl.load(slots_ptr + row).to(tl.int64)
     state_ptr += slot * _COLUMNS
     counts, repetition, frequency, presence = _counts(state_ptr)
-    peaks = tl.load(peaks_ptr + row * blocks + lane, mask=lane < blocks, other=_LOWEST)
+    peaks = tl.load(peaks_ptr + row * blocks + lane, mask=lane < blocks, other=LOWEST)
     peak = tl.max(peaks, 0)
     token = tl.load(places_ptr + row * blocks + tl.min(tl.where(peaks == peak, lane, blocks - 1), 0))
     rate = as_float(tl.load(state_ptr + _RATE))

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 STAGES = tl.constexpr(3)
+LOWEST = tl.constexpr(-3.0e38)  # in place of -inf, whose distance from itself is NaN
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.multiprocessors import NUM_SMS
+from octavo.kernels.gpu.hardware import NUM_SMS
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 PROGRAMS_PER_SM = 2

@@ -6,11 +6,11 @@ import mmap
 import torch
 from torch import Tensor
 
+from octavo.kernels.fp8 import FP8, MOST
 from octavo.services.executor.models.spec import Attention, Decoder
 from octavo.shared.errors import ModelError
 
 CPU = torch.device("cpu")
-FP8 = torch.float8_e4m3fn
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by size: not all of torch's operators know FP8
 
 
@@ -53,8 +53,7 @@ def uniform_attention(spec: Decoder) -> Attention:
 
 def to_fp8(x: Tensor, scale: float) -> Tensor:
     """Keys or values as a cache in FP8 has them: divided by `scale`; what is too great becomes its greatest number."""
-    most = torch.finfo(FP8).max
-    return (x.float() / scale).clamp(-most, most).to(FP8)
+    return (x.float() / scale).clamp(-MOST, MOST).to(FP8)
 
 
 def bytes_per_block(spec: Decoder, block_size: int, dtype: torch.dtype) -> int:

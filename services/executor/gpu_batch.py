@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from octavo.kernels.fp8 import FP8
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.decode_few import decode_few
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.work_list import WorkList, plan_work
-from octavo.services.executor.cache import FP8, KvCache, to_fp8, uniform_attention
+from octavo.services.executor.cache import KvCache, to_fp8, uniform_attention
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
 from octavo.services.executor.models.spec import Decoder
 from octavo.services.executor.slots import Slots
@@ -49,7 +50,7 @@ class Plan:
     sampled_slots: list[int] = field(default_factory=list)
 
 
-def plan_step(step: Step, slots: Slots, block_size: int) -> Plan:
+def plan_step(step: Step, slots: Slots) -> Plan:
     """Apply a step to `slots`, and move every slot on by what the step computes."""
     slots.apply(step)
     plan = Plan()
@@ -68,7 +69,7 @@ def plan_step(step: Step, slots: Slots, block_size: int) -> Plan:
     plan.num_decoding = len(plan.slots)
     plan.sampled_rows, plan.sampled_slots = list(range(plan.num_decoding)), list(plan.slots)
     for slot, length in zip(unpack(step.chunk_slots), unpack(step.chunk_lengths), strict=True):
-        _add_chunk(plan, slots, slot, length, block_size)
+        _add_chunk(plan, slots, slot, length)
     # The tiles with the most positions to attend to go first, so that none is left over at the end.
     plan.tiles.sort(key=lambda tile: tile[1] - plan.chunk_lengths[tile[0]] + plan.chunk_totals[tile[0]], reverse=True)
     return plan
@@ -80,7 +81,7 @@ def _change_table(plan: Plan, slots: Sequence[int], places: Sequence[int], block
     plan.table_blocks += blocks
 
 
-def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int, block_size: int) -> None:
+def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int) -> None:
     start = slots.num_computed[slot]
     token_ids, is_last = slots.take_chunk(slot, length)
     plan.tiles += [(len(plan.chunk_rows), first) for first in range(0, length, TILE)]
@@ -91,8 +92,8 @@ def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int, block_size: int
     plan.token_ids += token_ids.tolist()
     plan.slots += [slot] * length
     plan.positions += range(start, start + length)
-    last = (start + length) // block_size
-    if start <= last * block_size < start + length:
+    last = (start + length) // slots.block_size
+    if start <= last * slots.block_size < start + length:
         plan.fresh_blocks.append(int(slots.block_tables[slot, last]))
     if is_last:
         plan.sampled_rows.append(len(plan.slots) - 1)

@@ -88,7 +88,7 @@ class GpuEngine:
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
         """Begin a step; the ones before it may still run, RING - 1 at most."""
-        plan = plan_step(step, self._slots, self.info.block_size)
+        plan = plan_step(step, self._slots)
         self._turn = (self._turn + 1) % RING
         with torch.cuda.stream(self._stream):
             plan.new_states = self._sampler.admit(step.new)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from octavo.kernels.gpu.hardware import box_width
 from octavo.services.executor.cache import uniform_attention
 from octavo.services.executor.memory import GIB
 from octavo.services.executor.models.spec import Decoder
@@ -46,11 +47,6 @@ def check_supported(spec: Decoder, dtype: torch.dtype, kv_dtype: torch.dtype, bl
     for layer in spec.layers:
         if layer.attention.window is not None and layer.attention.window < 1:
             raise ModelError(f"a sliding window of {layer.attention.window} tokens; at least 1 is needed")
-
-
-def box_width(head_dim: int) -> int:
-    """Columns that a page takes in shared memory; as in `octavo.kernels.gpu.decode_attention`, which needs Triton."""
-    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def has_c_compiler() -> bool:

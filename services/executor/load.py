@@ -11,7 +11,7 @@ from octavo.services.executor.sim import SimEngine
 from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError
 from octavo.shared.messages import ModelInfo
-from octavo.shared.model_files import locate, read_config, weight_files
+from octavo.shared.model_files import ModelFiles, locate, read_config, weight_files
 from octavo.shared.process import Stopwatch
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
         ModelError: the model cannot be read or is not supported.
         ConfigError: the device or dtype cannot be had here, or memory does not suffice.
     """
+    files = locate(config.model)
     if config.device == "sim":
-        return _load_sim(config, watch)
+        return _load_sim(config, files, watch)
     if config.load_format != "dummy":
-        _read_ahead(config)
+        _read_ahead(files)
     waking = threading.Thread(target=_wake_gpu, daemon=True)
     if config.device != "cpu":
         waking.start()
@@ -47,10 +48,10 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
     if device == "cuda":
         from octavo.services.executor.load_gpu import load_gpu
 
-        return load_gpu(config, watch)
+        return load_gpu(config, files, watch)
     from octavo.services.executor.load_cpu import load_cpu
 
-    return load_cpu(config, watch)
+    return load_cpu(config, files, watch)
 
 
 def choose_device(config: Config) -> str:
@@ -66,8 +67,8 @@ def choose_device(config: Config) -> str:
     return "cuda" if capability >= LEAST_CAPABILITY else "cpu"
 
 
-def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
-    model: Mapping[str, Any] = read_config(locate(config.model))
+def _load_sim(config: Config, files: ModelFiles, watch: Stopwatch) -> SimEngine:
+    model: Mapping[str, Any] = read_config(files)
     block_size, num_blocks = config.block_size or SIM_BLOCK_SIZE, config.num_kv_blocks or SIM_BLOCKS
     limit = context_limit(model, DEFAULT_MAX_LEN)
     info = ModelInfo(
@@ -85,9 +86,9 @@ def _load_sim(config: Config, watch: Stopwatch) -> SimEngine:
     return engine
 
 
-def _read_ahead(config: Config) -> None:
+def _read_ahead(files: ModelFiles) -> None:
     """Let the kernel bring the weights into its page cache, while this process is still importing."""
-    for path in weight_files(locate(config.model)):
+    for path in weight_files(files):
         threading.Thread(target=_read_file_ahead, args=(path,), daemon=True).start()
 
 

@@ -5,35 +5,36 @@ import torch
 from octavo.services.executor.cache import available_memory_bytes, bytes_per_block
 from octavo.services.executor.engine import Engine
 from octavo.services.executor.fp8_weights import check_device, settle
-from octavo.services.executor.memory import longest_request
+from octavo.services.executor.memory import GIB, longest_request
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.source import open_model
 from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError
 from octavo.shared.messages import ModelInfo, NewRequest, Step, pack
+from octavo.shared.model_files import ModelFiles
 from octavo.shared.process import Stopwatch
 from octavo.shared.sampling import SamplingParams
 
 BLOCK_SIZE = 16
 
 
-def load_cpu(config: Config, watch: Stopwatch) -> Engine:
+def load_cpu(config: Config, files: ModelFiles, watch: Stopwatch) -> Engine:
     """An engine that is ready to run. Raises ModelError or ConfigError."""
     threads = torch.get_num_threads()
     # Beside the other services, which start at the same time, threads that wait for each other at each of several
     # thousand small operators have taken 40 s; alone they save 0.1 s.
     torch.set_num_threads(1)
-    engine = _load(config, watch)
+    engine = _load(config, files, watch)
     torch.set_num_threads(threads)
     _warm_up(engine)
     watch.report("warm-up")
     return engine
 
 
-def _load(config: Config, watch: Stopwatch) -> Engine:
+def _load(config: Config, files: ModelFiles, watch: Stopwatch) -> Engine:
     if config.kv_cache_dtype == "fp8":
         raise ConfigError("--kv-cache-dtype fp8 needs --device cuda: on a CPU keys and values are kept in --dtype")
-    source = open_model(config, "cpu")
+    source = open_model(config, files, "cpu")
     spec, dtype = source.spec, source.dtype
     check_device(config.quantization, False, dtype, source.model_config)
     named = dict(settle(source.weights(config, torch.device("cpu")), None, dense=dtype))
@@ -43,7 +44,7 @@ def _load(config: Config, watch: Stopwatch) -> Engine:
     pack = num_bytes * 4 < available_memory_bytes()
     block_size = config.block_size or BLOCK_SIZE
     per_block = bytes_per_block(spec, block_size, dtype)
-    budget = min(config.cpu_kv_cache_gib * 2**30, available_memory_bytes() / 2 - (num_bytes if pack else 0))
+    budget = min(config.cpu_kv_cache_gib * GIB, available_memory_bytes() / 2 - (num_bytes if pack else 0))
     num_blocks = config.num_kv_blocks or int(budget // per_block)
     if num_blocks < 1:
         raise ConfigError(

@@ -5,9 +5,10 @@ import math
 
 import torch
 
+from octavo.kernels.fp8 import FP8
 from octavo.kernels.gpu.compile_hooks import on_compile
 from octavo.kernels.gpu.decode_attention import scratch_size
-from octavo.services.executor.cache import FP8, bytes_per_block, uniform_attention
+from octavo.services.executor.cache import bytes_per_block, uniform_attention
 from octavo.services.executor.fp8_weights import check_device, is_linear, settle
 from octavo.services.executor.gpu_engine import GpuEngine
 from octavo.services.executor.gpu_limits import check_supported, memory_for
@@ -20,6 +21,7 @@ from octavo.services.executor.weight_stream import Arriving, to_device
 from octavo.services.executor.weights import expected_shapes
 from octavo.shared.config import Config
 from octavo.shared.messages import ModelInfo
+from octavo.shared.model_files import ModelFiles
 from octavo.shared.process import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -27,10 +29,10 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 64
 
 
-def load_gpu(config: Config, watch: Stopwatch) -> GpuEngine:
+def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch) -> GpuEngine:
     """An engine that is ready to run. Raises ModelError or ConfigError."""
     device = torch.device("cuda")
-    source = open_model(config, "cuda")
+    source = open_model(config, files, "cuda")
     block_size = config.block_size or BLOCK_SIZE
     kv_dtype = FP8 if config.kv_cache_dtype == "fp8" else source.dtype
     check_supported(source.spec, source.dtype, kv_dtype, block_size)

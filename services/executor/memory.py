@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from octavo.services.executor.models.spec import Decoder
 
 GIB = 2**30
-RESERVE_BYTES = 3 * 2**30
+RESERVE_BYTES = 3 * GIB
 """On a GPU: workspaces of libraries, code, recorded graphs, and what allocators lose by rounding."""
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""What a config.json may call the longest context that its model was made for."""
 DEFAULT_MAX_LEN = 32_768
 """Of a model that does not say how long its context may be."""
 
@@ -88,7 +90,7 @@ def step_bytes(spec: "Decoder", itemsize: int, num_tokens: int, num_slots: int, 
 
 def context_limit(model_config: Mapping[str, Any], default: int) -> int:
     """Prompt and completion together, as the model was made for."""
-    return int(model_config.get("max_position_embeddings") or model_config.get("n_positions") or default)
+    return int(next((model_config[name] for name in CONTEXT_NAMES if model_config.get(name)), default))
 
 
 def check_max_model_len(config: Config, limit: int) -> int:

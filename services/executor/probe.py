@@ -9,6 +9,7 @@ import torch
 
 from octavo.services.executor.gpu_limits import has_c_compiler
 from octavo.services.executor.load import LEAST_CAPABILITY, choose_device
+from octavo.services.executor.memory import GIB
 from octavo.services.executor.source import has_bfloat16
 from octavo.shared.config import Config
 
@@ -20,7 +21,7 @@ def describe_gpu(index: int) -> str:
     told = f"{torch.cuda.get_device_name(index)}, compute capability {capability[0]}.{capability[1]}"
     if capability < LEAST_CAPABILITY:
         told += f" (too old: {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} is needed)"
-    return f"{told}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return f"{told}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
 
 
 def describe_triton() -> str:

@@ -21,7 +21,7 @@ class Slots:
         self.params: list[SamplingParams | None] = [None] * num_slots
         self.decoding: dict[int, None] = {}  # an ordered set
         self._known: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * num_slots
-        self._block_size, self._null_block = block_size, null_block
+        self.block_size, self._null_block = block_size, null_block
 
     def apply(self, step: Step) -> list[int]:
         """Make the changes that a step begins with; returns the blocks that slots have newly got."""
@@ -59,4 +59,4 @@ class Slots:
         self.block_tables[slot].fill_(self._null_block)
         self.block_tables[slot, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         # The cached prefix is whole blocks that others filled; the ones behind it are this slot's own.
-        return blocks.tolist()[request.num_computed // self._block_size :]
+        return blocks.tolist()[request.num_computed // self.block_size :]

@@ -14,7 +14,7 @@ from octavo.services.executor.models.spec import Decoder
 from octavo.services.executor.weights import check_weights, dummy_weights, read_weights
 from octavo.shared.config import Config
 from octavo.shared.errors import ModelError
-from octavo.shared.model_files import ModelFiles, locate, read_config
+from octavo.shared.model_files import ModelFiles, read_config
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -50,9 +50,8 @@ class Source:
         return check_weights(self.spec, read_weights(self.files, self.family, self.model_config, self.dtype))
 
 
-def open_model(config: Config, device: str) -> Source:
-    """The model that a config names, for "cuda" or "cpu". Raises ModelError or ConfigError."""
-    files = locate(config.model)
+def open_model(config: Config, files: ModelFiles, device: str) -> Source:
+    """The model of these files, for "cuda" or "cpu". Raises ModelError or ConfigError."""
     model_config: Mapping[str, Any] = read_config(files)
     family, spec = build_spec(model_config)
     learned = spec.positions - spec.position_offset if spec.positions else DEFAULT_MAX_LEN

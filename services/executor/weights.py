@@ -59,11 +59,9 @@ def check_weights(spec: Decoder, weights: Iterable[tuple[str, Tensor]]) -> Itera
     leftover: list[str] = []
     wrong: list[str] = []
     for name, tensor in weights:
-        if _KV_SCALE.search(name) and tensor.numel() == 1:
+        is_kv_scale = _KV_SCALE.search(name) and tensor.numel() == 1
+        if is_kv_scale or (name.endswith(_SCALE) and name.removesuffix(_SCALE) in missing):
             yield name, tensor  # what no spec tells of
-            continue
-        if name.endswith(_SCALE) and name.removesuffix(_SCALE) in missing:
-            yield name, tensor
             continue
         shape = missing.pop(name, None)
         if shape is None:
@@ -101,9 +99,9 @@ def _read_safetensors(files: ModelFiles, family: Family, config: Config) -> Iter
         try:
             with safe_open(path, framework="pt") as file:
                 for their_name in file.keys():
-                    if _JUNK.search(their_name) or (is_quantized and is_scale(their_name)):
-                        if not _KV_SCALE.search(their_name):
-                            continue
+                    is_left_out = _JUNK.search(their_name) or (is_quantized and is_scale(their_name))
+                    if is_left_out and not _KV_SCALE.search(their_name):
+                        continue
                     tensor = file.get_tensor(their_name)
                     yield from _split(family, config, their_name, tensor, scales.of(their_name, tensor))
         except (OSError, SafetensorError) as error:

@@ -73,7 +73,7 @@ class Scheduler:
         self.planner: Planner | None = None
         """Lives as long as an executor does."""
         self._max_step_s = max_step_s
-        self._pace = Pace(max_step_s)
+        self._pace = Pace(None)  # until an executor tells its device
         self._in_flight: deque[tuple[float, int, int]] = deque()
         """Of each step: when it was sent, how many decode in it, and its prompt tokens."""
         self._max_queued = max_queued_requests

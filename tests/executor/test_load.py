@@ -13,6 +13,7 @@ from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.source import choose_dtype, open_model
 from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError, ModelError
+from octavo.shared.model_files import locate
 from octavo.shared.process import Stopwatch
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
@@ -46,7 +47,7 @@ def test_no_gpu_at_all_is_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_context_beyond_the_models_is_refused_before_weights_are_read(folder: str) -> None:
     with pytest.raises(ConfigError, match="--max-model-len 65: this model takes at most 64"):
-        open_model(Config(model=folder, max_model_len=65), "cuda")
+        open_model(Config(max_model_len=65), locate(folder), "cuda")
 
 
 @pytest.mark.parametrize("own", ["float8_e4m3fn", "int8", "torch.float64", "nonsense"])

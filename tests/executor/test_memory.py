@@ -6,6 +6,7 @@ from octavo.services.executor.memory import (
     GIB,
     RESERVE_BYTES,
     check_weights_fit,
+    context_limit,
     longest_request,
     plan_gpu,
     step_bytes,
@@ -80,3 +81,9 @@ def test_a_context_beyond_the_blocks_names_what_gives_more() -> None:
         longest_request(Config(max_model_len=161), 1000, 10, 16, "raise --x")
     with pytest.raises(ConfigError, match="--max-model-len 1001: this model takes at most 1000"):
         longest_request(Config(max_model_len=1001), 1000, 10_000, 16, "raise --x")
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"])
+def test_a_config_says_in_its_own_words_how_long_a_context_may_be(name: str) -> None:
+    assert context_limit({name: 2048}, 100) == 2048
+    assert context_limit({name: None}, 100) == 100

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tools.gpu_models import GEMMA3, SMALL
 from tests.tools.pipeline import Pipeline
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,25 +17,7 @@ from octavo.shared.process import Stopwatch
 from octavo.shared.sampling import SamplingParams
 
 pytestmark = pytest.mark.gpu
-COMMON: dict[str, Any] = {
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "initializer_range": 0.1,
-}
-GEMMA3 = {
-    "sliding_window": 70,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "query_pre_attn_scalar": 64,
-}
+COMMON = {**SMALL, "initializer_range": 0.1}
 CASES = [
     ("llama", {}),
     ("llama", {"head_dim": 80}),

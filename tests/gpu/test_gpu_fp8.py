@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.tools.gpu_models import GEMMA3, SMALL
 from tests.tools.pipeline import Pipeline
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -167,21 +168,7 @@ def test_a_layer_with_what_comes_before_it(rows: int, tolerance: float, has_bias
         close(layer(x, residual.clone(), gate=act), gated @ wide + offset + residual, tolerance)
 
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 1000,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "initializer_range": 0.04,
-}
-GEMMA3 = {"sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"] * 2, "query_pre_attn_scalar": 64}
+COMMON = {**SMALL, "initializer_range": 0.04}
 
 
 @pytest.mark.parametrize("num_requests", [1, 9, 40], ids=lambda each: f"{each}-requests")

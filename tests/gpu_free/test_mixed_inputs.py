@@ -28,7 +28,7 @@ def plan_of(num_decoding: int, lengths: list[int]) -> Plan:
             for slot, length in zip(taken, lengths, strict=True)
         ]
         step = Step(1, number, new=new, chunk_slots=pack(taken), chunk_lengths=pack(lengths))
-        return plan_step(step, slots, BLOCK_SIZE)
+        return plan_step(step, slots)
 
     begin(1, 0, [3 + place for place in range(num_decoding)])
     return begin(2, num_decoding, lengths)
