@@ -47,10 +47,11 @@ class Engine:
         if self._replay is not None and self._replay.can_run(batch):
             logits = self._replay.run(batch)
         else:
-            hidden = self._model.hidden(batch.token_ids, batch.positions, PagedAttention(batch, self._cache))
+            attention = PagedAttention(batch, self._cache)
+            hidden = self._model.hidden(batch.token_ids, batch.positions, attention, batch.sampled_rows)
             if not sampled:
                 return StepResult(step.epoch, step.number, b"", b"")
-            logits = self._model.logits(hidden.index_select(0, batch.sampled_rows))
+            logits = self._model.logits(hidden)
         params = [each for each in (slots.params[slot] for slot in sampled) if each is not None]
         tokens = self._sampler.choose(logits, sampled, params, [slots.num_computed[slot] for slot in sampled])
         slots.last_tokens[torch.tensor(sampled)] = tokens

@@ -72,7 +72,7 @@ class GpuEngine:
         self._stride = -(-info.num_slots // 4) * 4  # where a graph that decodes finds positions; slots lie before
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._mixed: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        """By rows: a step with chunks, and what it leaves in the last layer, [rows, hidden]."""
+        """By rows: a step with chunks, and what it leaves in the last layer, [the most sampled rows, hidden]."""
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
@@ -199,33 +199,34 @@ class GpuEngine:
         self._mixed[rows] = graph, hidden
 
     def _mix(self, inputs: MixedInputs) -> Tensor:
-        slots, positions, token_ids, decoding, chunks = inputs.views(self._inputs)
+        slots, positions, token_ids, decoding, sampled, chunks = inputs.views(self._inputs)
         attention = GpuAttention(self._cache, slots, positions, inputs.num_decoding, chunks, decoding)
         rows = gather(self._model.embed, self._last, slots, token_ids)
-        return self._model.hidden_of(rows, positions, attention)
+        return self._model.hidden_of(rows, positions, attention, sampled)
 
     def _run_mixed(self, plan: Plan) -> Tensor:
-        hidden, sampled, slots, positions = self._replay_mixed(plan) or self._launch_mixed(plan)
-        tokens = self._tokens[: len(plan.sampled_slots)]
-        if not plan.sampled_slots:
-            return tokens
-        logits = self._model.logits(hidden.index_select(0, sampled))
-        self._sampler.choose(logits, slots, positions.index_select(0, sampled), tokens, self._last)
+        num_sampled = len(plan.sampled_slots)
+        hidden, slots, positions = self._replay_mixed(plan) or self._launch_mixed(plan)
+        tokens = self._tokens[:num_sampled]
+        if num_sampled:
+            logits = self._model.logits(hidden[:num_sampled])
+            self._sampler.choose(logits, slots, positions, tokens, self._last)
         return tokens
 
-    def _replay_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """The last layer's output, and the rows, slots and all positions for sampling; None if there is no graph."""
+    def _replay_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The last layer's output in the rows to sample, and their slots and positions; None if there is no graph."""
         inputs = MixedInputs(rows_of_graph(len(plan.slots)), self.info.num_slots)
         recorded = self._mixed.get(inputs.rows)
         sections = inputs.sections(plan) if recorded else None
         if recorded is None or sections is None:
             return None
-        views = self._upload([*sections, plan.sampled_rows, plan.sampled_slots], plan, inputs.starts)
+        sampled_positions = [plan.positions[row] for row in plan.sampled_rows]
+        views = self._upload([*sections, plan.sampled_slots, sampled_positions], plan, inputs.starts)
         graph, hidden = recorded
         graph.replay()
-        return hidden, views[-2], views[-1], views[1]
+        return hidden, views[-2], views[-1]
 
-    def _launch_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _launch_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         """The same kernel by kernel."""
         tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
         slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
@@ -233,7 +234,7 @@ class GpuEngine:
                 [
                     plan.slots, plan.positions, [NOBODY] * plan.num_decoding + plan.token_ids, plan.chunk_rows,
                     plan.chunk_lengths, plan.chunk_totals, plan.chunk_slots, tile_chunks, tile_starts,
-                    plan.sampled_rows, plan.sampled_slots,
+                    plan.sampled_rows or [0], plan.sampled_slots,
                 ],
                 plan,
             )
@@ -242,7 +243,8 @@ class GpuEngine:
             self._cache, slots, positions, plan.num_decoding, Chunks(rows, lengths, totals, chunk_slots, chunks, starts)
         )
         embedded = gather(self._model.embed, self._last, slots, token_ids)
-        return self._model.hidden_of(embedded, positions, attention), sampled, sampled_slots, positions
+        hidden = self._model.hidden_of(embedded, positions, attention, sampled)
+        return hidden, sampled_slots, positions.index_select(0, sampled)
 
     def _upload(self, sections: list[list[int]], plan: Plan, fixed: Sequence[int] = ()) -> list[Tensor]:
         """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.

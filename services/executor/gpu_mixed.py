@@ -45,13 +45,14 @@ class MixedInputs:
 
     @property
     def num_decoding(self) -> int:
-        """Rows in front that may decode."""
+        """Rows in front that may decode; no more can be sampled, as each is of another slot."""
         return min(self.rows, self.num_slots)
 
     @property
     def sizes(self) -> list[int]:
-        """Slots, positions and token ids of rows; positions of decoding ones; then as in `Chunks`."""
-        return [self.rows] * 3 + [self.num_decoding] + [MOST_CHUNKS] * 4 + [self.rows // TILE + MOST_CHUNKS] * 2
+        """Slots, positions and token ids of rows; positions of decoding ones; rows to sample; then as in `Chunks`."""
+        tiles = self.rows // TILE + MOST_CHUNKS
+        return [self.rows] * 3 + [self.num_decoding] * 2 + [MOST_CHUNKS] * 4 + [tiles] * 2
 
     @property
     def starts(self) -> list[int]:
@@ -80,13 +81,14 @@ class MixedInputs:
             [*plan.positions, *range(filling)],
             [NOBODY] * num_decoding + plan.token_ids + [0] * filling,
             plan.positions[:num_decoding],
+            plan.sampled_rows + [0] * (self.num_decoding - len(plan.sampled_rows)),
             chunk_rows, lengths, totals, chunk_slots, [chunk for chunk, _ in tiles], [first for _, first in tiles],
         ]  # fmt: skip
         return [section + [NOBODY] * (size - len(section)) for section, size in zip(sections, self.sizes, strict=True)]
 
-    def views(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Chunks]:
-        """Slots, positions and token ids of rows, positions of those that decode, and the chunks."""
-        slots, positions, token_ids, decoding, *chunks = (
+    def views(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Chunks]:
+        """Slots, positions and token ids of rows, positions of those that decode, rows to sample, and the chunks."""
+        slots, positions, token_ids, decoding, sampled, *chunks = (
             inputs[start : start + size] for start, size in zip(self.starts, self.sizes, strict=True)
         )
-        return slots, positions, token_ids, decoding, Chunks(*chunks)
+        return slots, positions, token_ids, decoding, sampled, Chunks(*chunks)

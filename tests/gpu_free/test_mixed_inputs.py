@@ -43,11 +43,13 @@ def test_every_row_is_told_and_the_rest_is_nobodys(num_decoding: int, lengths: l
     inputs = MixedInputs(-(-num_rows // 128) * 128, NUM_SLOTS)
     sections = inputs.sections(plan)
     assert sections is not None and [len(section) for section in sections] == inputs.sizes
-    slots, positions, token_ids, decoding, rows, spans, totals, chunk_slots, tile_chunks, tile_starts = sections
+    slots, positions, token_ids, decoding, sampled = sections[:5]
+    rows, spans, totals, chunk_slots, tile_chunks, tile_starts = sections[5:]
 
     assert slots[:num_rows] == plan.slots and positions[:num_rows] == plan.positions
     assert set(slots[num_rows:]) <= {NUM_SLOTS}
     assert [token < 0 for token in token_ids] == [row < num_decoding for row in range(inputs.rows)]
+    assert sampled[: len(plan.sampled_rows)] == plan.sampled_rows and all(0 <= row < inputs.rows for row in sampled)
     assert decoding == plan.positions[:num_decoding] + [-1] * (inputs.num_decoding - num_decoding)
     # Each row behind those that decode belongs to one tile of one chunk, at the position that the chunk implies.
     covered: list[int] = []

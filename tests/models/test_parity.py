@@ -129,6 +129,9 @@ def test_the_logits_are_those_of_transformers(model_type: str, sizes: dict[str, 
 
     error = (expected - logits).abs().max() / expected.abs().max()
     assert error < MAX_RELATIVE_ERROR
+    # As the engine asks for them: only of rows that are to be sampled.
+    some = logits_of(spec, weights, token_ids.tolist(), needed=[NUM_TOKENS - 1, 3])
+    assert (expected[[-1, 3]] - some).abs().max() < MAX_RELATIVE_ERROR * expected.abs().max()
 
 
 def make_tiny_model(model_type: str, sizes: dict[str, Any]) -> PreTrainedModel:

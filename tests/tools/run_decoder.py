@@ -15,8 +15,14 @@ BLOCK_SIZE = 4
 
 
 @torch.inference_mode()
-def logits_of(spec: Decoder, weights: dict[str, Tensor], token_ids: list[int], chunk: int = 1000) -> Tensor:
-    """Logits at every position, [tokens, vocab] float32, computed in chunks of `chunk` tokens."""
+def logits_of(
+    spec: Decoder, weights: dict[str, Tensor], token_ids: list[int], chunk: int = 1000, needed: list[int] | None = None
+) -> Tensor:
+    """Logits at every position, [tokens, vocab] float32, computed in chunks of `chunk` tokens.
+
+    needed: the rows of each chunk to return; None: all.
+    """
+    rows = None if needed is None else torch.tensor(needed)
     model = DecoderModel(spec, weights, torch.float32, max_positions=len(token_ids))
     num_blocks = -(-len(token_ids) // BLOCK_SIZE)
     cache = KvCache(spec, num_blocks, BLOCK_SIZE, torch.float32)
@@ -35,5 +41,6 @@ def logits_of(spec: Decoder, weights: dict[str, Tensor], token_ids: list[int], c
         )
         slots.apply(step)
         batch = build_batch(step, slots, BLOCK_SIZE)
-        outs.append(model.logits(model.hidden(batch.token_ids, batch.positions, PagedAttention(batch, cache))))
+        attention = PagedAttention(batch, cache)
+        outs.append(model.logits(model.hidden(batch.token_ids, batch.positions, attention, rows)))
     return torch.cat(outs)

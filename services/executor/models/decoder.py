@@ -89,20 +89,12 @@ class AttentionLayer:
         # A KV cache in FP8 holds keys and values divided by these.
         self.k_scale, self.v_scale = weights.number(f"{prefix}.k_scale"), weights.number(f"{prefix}.v_scale")
 
-    def __call__(
-        self,
-        x: Tensor,
-        norm: NormLayer | None,
-        residual: Tensor | None,
-        layer: int,
-        angles: "Angles",
-        attend: Attend,
-    ) -> Tensor:
-        """norm: of x, if there is one. residual: added to the output, if there is one."""
+    def __call__(self, x: Tensor, norm: NormLayer | None, layer: int, angles: "Angles", attend: Attend) -> Tensor:
+        """What heads see, [tokens, heads * head_dim]; `out` is to come. norm: of x, if there is one."""
         spec = self.spec
         qkv = self.qkv(x, norm=norm)
         if (attended := attend.of_qkv(layer, qkv, self, angles)) is not None:
-            return self.out(attended.flatten(1), residual)
+            return attended.flatten(1)
         if spec.clip_qkv:
             qkv = qkv.clamp_(-spec.clip_qkv, spec.clip_qkv)
         heads = qkv.view(len(x), -1, spec.head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
@@ -112,7 +104,7 @@ class AttentionLayer:
         else:
             q, k, v = heads.split(self.splits, 1)  # type: ignore[no-untyped-call]  # torch's own
             q, k = self._normed_and_turned(q, k, angles)
-        return self.out(attend(layer, q, k, v, self).flatten(1), residual)
+        return attend(layer, q, k, v, self).flatten(1)
 
     def _normed_and_turned(self, q: Tensor, k: Tensor, angles: "Angles") -> tuple[Tensor, Tensor]:
         spec = self.spec
@@ -152,20 +144,19 @@ class DecoderLayer:
         self.mlp = MlpLayer(spec.mlp, weights, f"{prefix}.mlp")
         self.norms = {name: weights.norm(f"{prefix}.{name}_norm", decoder.norm) for name in spec.norms}
 
-    def __call__(self, x: Tensor, angles: "Angles", attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, angles: "Angles", attend: Attend, needed: Tensor | None = None) -> Tensor:
+        """needed: the rows to return, as the last layer's other ones serve nothing but attention; None: all."""
         norms = self.norms
-        if self.spec.parallel:
-            # Both read x before either is added to it.
-            h = self._norm("attn", x)
-            beside = self._norm("mlp", x) if "mlp" in norms else h
-            attended = self._add(
-                "attn_out", x, lambda residual: self.attention(h, None, residual, self.index, angles, attend)
-            )
-            return self._add("mlp_out", attended, lambda residual: self.mlp(beside, None, residual))
-        attended = self._add(
-            "attn_out", x, lambda residual: self.attention(x, norms.get("attn"), residual, self.index, angles, attend)
-        )
-        return self._add("mlp_out", attended, lambda residual: self.mlp(attended, norms.get("mlp"), residual))
+        if not self.spec.parallel:
+            attended, x = _only(needed, self.attention(x, norms.get("attn"), self.index, angles, attend), x)
+            x = self._add("attn_out", x, lambda residual: self.attention.out(attended, residual))
+            return self._add("mlp_out", x, lambda residual: self.mlp(x, norms.get("mlp"), residual))
+        # Both read x before either is added to it.
+        h = self._norm("attn", x)
+        attended, x, h = _only(needed, self.attention(h, None, self.index, angles, attend), x, h)
+        beside = self._norm("mlp", x) if "mlp" in norms else h
+        x = self._add("attn_out", x, lambda residual: self.attention.out(attended, residual))
+        return self._add("mlp_out", x, lambda residual: self.mlp(beside, None, residual))
 
     def _norm(self, name: NormPlace, x: Tensor) -> Tensor:
         norm = self.norms.get(name)
@@ -176,6 +167,10 @@ class DecoderLayer:
         if self.scale == 1.0 and norm not in self.norms:
             return part(x)
         return torch.add(x, self._norm(norm, part(None)), alpha=self.scale)
+
+
+def _only(rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors if rows is None else tuple(each.index_select(0, rows) for each in tensors)
 
 
 class Angles:
@@ -234,19 +229,20 @@ class DecoderModel:
         ropes = {layer.attention.rope for layer in spec.layers if layer.attention.rope is not None}
         self._ropes = {each: _rope_tables(each, max_positions, dtype, self.embed.device) for each in ropes}
 
-    def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend, needed: Tensor | None = None) -> Tensor:
         """The last layer's output before the final norm, [tokens, hidden].
 
         token_ids, positions: [tokens] int64.
+        needed: the rows of it that are, [needed, hidden]; None: all.
         """
-        return self.hidden_of(F.embedding(token_ids, self.embed), positions, attend)
+        return self.hidden_of(F.embedding(token_ids, self.embed), positions, attend, needed)
 
-    def hidden_of(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def hidden_of(self, rows: Tensor, positions: Tensor, attend: Attend, needed: Tensor | None = None) -> Tensor:
         """As `hidden`, from the tokens' rows of the embedding table, [tokens, hidden]."""
         x, angles = self._placed(rows, positions), self.angles(positions)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, angles, attend)
-        return x
+        return self.layers[-1](x, angles, attend, needed)
 
     def embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """The first layer's input, [tokens, hidden]."""
