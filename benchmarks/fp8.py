@@ -23,7 +23,8 @@ from octavo.services.executor.models.fp8_linear import many_rows_linear
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
-KINDS: dict[str, linear.Kind] = {"o": "", "down": "silu"}  # what comes before; a norm elsewhere
+GATED: dict[str, linear.Gate] = {"gate_up": "silu"}
+WITH_RESIDUAL = ("o", "down")  # the others have a norm before them
 WEIGHT_BYTES = 400 * 2**20
 ROUNDS = 20
 
@@ -55,18 +56,15 @@ def _ways(
     outputs, inputs = weights[0][0].shape
     x = torch.randn(rows, 2 * inputs, device="cuda").bfloat16()
     half, norm_weight = x[:, :inputs].contiguous(), torch.ones(inputs, device="cuda").bfloat16()
-    residual = torch.zeros(rows, outputs, device="cuda").bfloat16() if name in ("o", "down") else None
+    residual = torch.zeros(rows, outputs, device="cuda").bfloat16() if name in WITH_RESIDUAL else None
     q = quantize(half)
     before: dict[str, Callable[[], object]] = {"o": lambda: quantize(half), "down": lambda: quantize_gated(x, "silu")}
     ways: dict[str, list[Callable[[], object]]] = {"bf16": [lambda w=w: F.linear(half, w) for w in whole]}
     ways["quantize"] = [before.get(name, lambda: quantize_normed(half, norm_weight, 1e-6))] * 20
     if rows == 1:
         ways["bf16"] = [lambda w=w: linear.one_row_linear(half, w) for w in whole]
-        kind = KINDS.get(name, "norm")
-        ways["one"] = [
-            lambda w=w: linear.one_row_linear(x if kind == "silu" else half, w[0], residual, kind, scale=w[1])
-            for w in weights
-        ]
+        norm, gate = None if residual is not None else (norm_weight, 1e-6), GATED.get(name)
+        ways["one"] = [lambda w=w: linear.one_row_linear(half, w[0], residual, norm, gate, w[1]) for w in weights]
     if fp8_linear.fits(rows, weights[0][0]):
         ways["few"] = [lambda w=w: fp8_linear.few_rows_linear(q, w, None, residual, x.dtype) for w in weights]
     ways["many"] = [lambda w=w: many_rows_linear(q, w, None, residual, x.dtype) for w in weights]
@@ -76,7 +74,7 @@ def _ways(
 def _try_tiles(kernel: str, name: str, weights: Sequence[Quantized]) -> None:
     """The best tiles of a kernel for one row, or for 16."""
     launcher = _launcher_of_one if kernel == "one" else _launcher_of_few
-    tried = ((8, 16, 32), (1024, 2048), (1, 3, 4)) if kernel == "one" else ((16, 32, 64), (256, 512), (3, 4, 6))
+    tried = ((2, 4, 8, 16), (1024, 2048, 4096), (1, 2, 3)) if kernel == "one" else ((16, 32, 64), (256, 512), (3, 4, 6))
     launch, results = launcher(name, *weights[0][0].shape), []
     for tile in itertools.product(*tried, (4, 8)):
         try:
@@ -92,13 +90,14 @@ Launch = Callable[[Quantized, int, int, int, int], None]
 
 
 def _launcher_of_one(name: str, outputs: int, inputs: int) -> Launch:
-    x, residual = (torch.randn(1, size, device="cuda").bfloat16() for size in (2 * inputs, outputs))
-    out, kind = torch.empty_like(residual), KINDS.get(name, "norm")
+    x, y = (torch.randn(1, size, device="cuda").bfloat16() for size in (inputs, outputs))
+    has_norm, is_gated, out = name not in WITH_RESIDUAL, name in GATED, torch.empty_like(y)
+    outputs = outputs // 2 if is_gated else outputs
 
     def launch(weight: Quantized, at_once: int, depth: int, stages: int, num_warps: int) -> None:
         linear._one_row[(triton.cdiv(outputs, at_once),)](
-            x, weight[0], x, residual, weight[1], out, outputs, 1e-6, INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth,
-            KIND=linear.KINDS[kind], HAS_WEIGHT=kind == "norm", HAS_RESIDUAL=kind != "norm", HAS_SCALE=True,
+            x, weight[0], x if has_norm else None, None if has_norm else y, weight[1], out, outputs, 1e-6,
+            INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, HAS_NORM=has_norm, GATED=is_gated, IS_GELU=False,
             STAGES=stages, num_warps=num_warps, **OVERLAP,
         )  # fmt: skip
 
@@ -108,7 +107,7 @@ def _launcher_of_one(name: str, outputs: int, inputs: int) -> Launch:
 def _launcher_of_few(name: str, outputs: int, inputs: int) -> Launch:
     values, scale = quantize(torch.randn(16, inputs, device="cuda").bfloat16())
     out = torch.empty(16, outputs, dtype=torch.bfloat16, device="cuda")
-    has_residual = name in KINDS
+    has_residual = name in WITH_RESIDUAL
 
     def launch(weight: Quantized, at_once: int, depth: int, stages: int, num_warps: int) -> None:
         fp8_linear._few_rows[(triton.cdiv(outputs, at_once),)](

@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.kernels import rope
 from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
-from octavo.kernels.gpu.linear import Kind, one_row_linear
+from octavo.kernels.gpu.linear import one_row_linear
 from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
@@ -39,20 +39,20 @@ TOKENS = (1, 64, 256, 8192)
 CHOSEN = (1, 64, 256)
 SAMPLED = {"greedy": (0.0, 0, 1.0), "random": (0.8, 0, 1.0), "top-k 50, top-p 0.95": (0.8, 50, 0.95)}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-# Outputs, inputs, and what the kernel for one row does before the product.
-LINEAR: dict[str, tuple[tuple[str, int, int, Kind], ...]] = {
+# Rows of the weight, inputs, and what the kernel for one row does beside the product.
+LINEAR = {
     "8b": (
         ("qkv", 6144, 4096, "norm"),
-        ("o", 4096, 4096, ""),
-        ("gate_up", 24_576, 4096, "norm"),
-        ("down", 4096, 12_288, "silu"),
+        ("o", 4096, 4096, "residual"),
+        ("gate_up", 24_576, 4096, "norm, silu"),
+        ("down", 4096, 12_288, "residual"),
         ("head", VOCAB, 4096, "norm"),
     ),
     "0.6b": (
         ("qkv", 4096, 1024, "norm"),
-        ("o", 1024, 2048, ""),
-        ("gate_up", 6144, 1024, "norm"),
-        ("down", 1024, 3072, "silu"),
+        ("o", 1024, 2048, "residual"),
+        ("gate_up", 6144, 1024, "norm, silu"),
+        ("down", 1024, 3072, "residual"),
         ("head", VOCAB, 1024, "norm"),
     ),
 }
@@ -79,7 +79,7 @@ def all_cases(device: torch.device) -> Iterator[Case]:
         yield norming(device, tokens, 4096)
         yield gating(device, tokens, 12_288)
     for model, layers in LINEAR.items():
-        yield from (one_row(device, f"{model} {name}", *layer) for name, *layer in layers)  # type: ignore[arg-type]  # a tuple's rest
+        yield from (one_row(device, f"{model} {name}", rows, inputs, beside) for name, rows, inputs, beside in layers)
     for name, params in SAMPLED.items():
         yield from (sampling(device, rows, name, *params) for rows in CHOSEN)
     for model, layers in LINEAR.items():
@@ -177,22 +177,23 @@ def gating(device: torch.device, tokens: int, size: int) -> Case:
     return Case("gated", f"{tokens} x {size}", 3 * num_bytes, 0, lambda: _copies(call, 2 * num_bytes))
 
 
-def one_row(device: torch.device, name: str, outputs: int, inputs: int, kind: Kind) -> Case:
-    """With what the model has before and after the product."""
-    num_bytes = outputs * inputs * DTYPE.itemsize
+def one_row(device: torch.device, name: str, rows: int, inputs: int, beside: str) -> Case:
+    """With what the model has beside the product."""
+    num_bytes = rows * inputs * DTYPE.itemsize
 
     def make() -> list[Call]:
-        x, norm = _random(device, 1, inputs * (2 if kind == "silu" else 1)), _random(device, inputs)
-        residual = None if kind == "norm" else _random(device, 1, outputs)
+        x, norm = _random(device, 1, inputs), (_random(device, inputs), 1e-6)
+        residual = _random(device, 1, rows) if "residual" in beside else None
 
         def call() -> Call:
-            weight = _random(device, outputs, inputs) / math.sqrt(inputs)
-            return lambda: one_row_linear(x, weight, residual, kind, norm if kind == "norm" else None, 1e-6)
+            weight = _random(device, rows, inputs) / math.sqrt(inputs)
+            return lambda: one_row_linear(
+                x, weight, residual, norm if "norm" in beside else None, "silu" if "silu" in beside else None
+            )
 
         return _copies(call, num_bytes)
 
-    flops = 2 * outputs * inputs
-    return Case("one_row_linear", f"{name}, {outputs} x {inputs}, {kind or 'plain'}", num_bytes, flops, make)
+    return Case("one_row_linear", f"{name}, {rows} x {inputs}, {beside}", num_bytes, 2 * rows * inputs, make)
 
 
 def cublas(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:

@@ -1,5 +1,7 @@
 """Triton: rows quantized to FP8, with what comes before it; see `octavo.kernels.fp8`."""
 
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
@@ -7,9 +9,10 @@ from torch import Tensor
 
 from octavo.kernels.fp8 import LEAST, MOST
 from octavo.kernels.gpu.activation import activate
-from octavo.kernels.gpu.linear import KINDS, Kind
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
+Kind = Literal["", "norm", "silu", "gelu"]
+KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
 _MOST = tl.constexpr(MOST)
 _LEAST = tl.constexpr(LEAST)
 

@@ -1,9 +1,9 @@
 """Triton: a linear layer of one row, with what comes before and after it: y = f(x) weight^T + residual.
 
 One row reads every weight once and does little with it: the bytes of the weight are the floor, and for a small layer a
-launch more costs as much as the layer. f is nothing, an RMS norm (its factor is applied to the sums, so that x is read
-once), or the activation of a gated MLP. The weight may be FP8 with a scale for each output (`octavo.kernels.fp8`): x is
-not quantized then.
+launch more costs as much as the layer. f is nothing, or an RMS norm, whose factor is applied to the sums, so that x is
+read once. Of a gated MLP's first layer a program computes outputs of the gate and the same ones of up, and returns
+act(gate) * up. The weight may be FP8 with a scale for each output (`octavo.kernels.fp8`): x is not quantized then.
 """
 
 from typing import Literal
@@ -17,8 +17,8 @@ from octavo.kernels.gpu.activation import activate
 from octavo.kernels.gpu.hardware import NUM_SMS
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
-Kind = Literal["", "norm", "silu", "gelu"]
-KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
+Gate = Literal["silu", "gelu"]
+RmsNorm = tuple[Tensor | None, float]  # its weight [inputs], if it has one, and eps
 LEAST_DEPTH = 128
 
 
@@ -31,31 +31,33 @@ def one_row_linear(
     x: Tensor,
     weight: Tensor,
     residual: Tensor | None = None,
-    kind: Kind = "",
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
+    norm: RmsNorm | None = None,
+    gate: Gate | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
     """All tensors are contiguous and of one dtype, but for a weight with a scale.
 
     Args:
-        x: [1, inputs]; for "silu" and "gelu" (its tanh form) [1, 2 * inputs], the gate first.
-        weight: [outputs, inputs], inputs a multiple of LEAST_DEPTH.
-        residual: [1, outputs] or None.
-        norm_weight: [inputs], for "norm"; None: the norm has no weight.
-        scale: [outputs] float32, of a weight in float8_e4m3fn.
+        x: [1, inputs].
+        weight: [outputs, inputs], inputs a multiple of LEAST_DEPTH; with a gate [2 * outputs, inputs], its half first.
+        residual: [1, outputs] or None; none with a gate.
+        norm: of x.
+        gate: silu, or gelu by its tanh form.
+        scale: float32, one for each row of a weight in float8_e4m3fn.
 
     Returns: [1, outputs] in the dtype of x; sums are float32.
     """
-    outputs, inputs = weight.shape
+    rows, inputs = weight.shape
+    outputs = rows if gate is None else rows // 2
     out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
-    at_once, depth, num_warps = _tile(outputs, inputs) if scale is None else _fp8_tile(outputs, inputs)
+    at_once, depth, num_warps = _tile(rows, inputs) if scale is None else _fp8_tile(rows, inputs)
+    if gate is not None:
+        at_once = max(1, at_once // 2)
+    norm_weight, eps = norm or (None, 0.0)
     _one_row[(triton.cdiv(outputs, at_once),)](
-        x, weight, x if norm_weight is None else norm_weight, x if residual is None else residual,
-        x if scale is None else scale, out, outputs, eps,
-        INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, KIND=KINDS[kind], HAS_WEIGHT=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None, HAS_SCALE=scale is not None, STAGES=3 if scale is None else 2,
-        num_warps=num_warps, **OVERLAP,
+        x, weight, norm_weight, residual, scale, out, outputs, eps,
+        INPUTS=inputs, AT_ONCE=at_once, DEPTH=depth, HAS_NORM=norm is not None, GATED=gate is not None,
+        IS_GELU=gate == "gelu", STAGES=3 if scale is None else 2, num_warps=num_warps, **OVERLAP,
     )  # fmt: skip
     return out
 
@@ -83,29 +85,43 @@ def _fp8_tile(outputs: int, inputs: int) -> tuple[int, int, int]:
 @triton.jit
 def _one_row(
     x_ptr, weight_ptr, norm_ptr, residual_ptr, scale_ptr, out_ptr, outputs, eps,
-    INPUTS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_SCALE: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    INPUTS: tl.constexpr, AT_ONCE: tl.constexpr, DEPTH: tl.constexpr, HAS_NORM: tl.constexpr, GATED: tl.constexpr,
+    IS_GELU: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: runs of AT_ONCE outputs."""
+    HAS_SCALE: tl.constexpr = scale_ptr is not None
     n = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
     depth = tl.arange(0, DEPTH)
     is_in = n < outputs
     weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
+    ups = weight_ptr + (n.to(tl.int64) + outputs)[:, None] * INPUTS + depth[None, :]
     # The first weights are on their way while the kernel before still makes x.
     w = tl.load(weights, mask=is_in[:, None], other=0.0)
+    if GATED:
+        u = tl.load(ups, mask=is_in[:, None], other=0.0)
     begin(OVERLAP)
-    x, squares = _before(x_ptr + depth, norm_ptr + depth, tl.zeros([DEPTH], tl.float32), INPUTS, KIND, HAS_WEIGHT)
+    x, squares = _before(x_ptr + depth, norm_ptr, depth, tl.zeros([DEPTH], tl.float32), HAS_NORM)
     sums = _products(w, x, HAS_SCALE)
+    if GATED:
+        up_sums = _products(u, x, HAS_SCALE)
     for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
         w = tl.load(weights + start, mask=is_in[:, None], other=0.0)
-        x, squares = _before(x_ptr + start + depth, norm_ptr + start + depth, squares, INPUTS, KIND, HAS_WEIGHT)
+        if GATED:
+            u = tl.load(ups + start, mask=is_in[:, None], other=0.0)
+        x, squares = _before(x_ptr + start + depth, norm_ptr, start + depth, squares, HAS_NORM)
         sums += _products(w, x, HAS_SCALE)
-    y = tl.sum(sums, 1)
+        if GATED:
+            up_sums += _products(u, x, HAS_SCALE)
+    factor = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps) if HAS_NORM else 1.0
+    y = tl.sum(sums, 1) * factor
     if HAS_SCALE:
         y *= tl.load(scale_ptr + n, mask=is_in, other=0.0)
-    if KIND == 1:
-        y = y * tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
-    if HAS_RESIDUAL:
+    if GATED:
+        up = tl.sum(up_sums, 1) * factor
+        if HAS_SCALE:
+            up *= tl.load(scale_ptr + outputs + n, mask=is_in, other=0.0)
+        y = activate(y, IS_GELU) * up
+    if residual_ptr is not None:
         y += tl.load(residual_ptr + n, mask=is_in, other=0.0).to(tl.float32)
     tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=is_in)
 
@@ -120,14 +136,11 @@ def _products(w, x, IS_FP8: tl.constexpr):
 
 
 @triton.jit
-def _before(x_ptr, norm_ptr, squares, INPUTS: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+def _before(x_ptr, norm_ptr, place, squares, HAS_NORM: tl.constexpr):
     """f of some inputs, and the sum of squares so far."""
     x = tl.load(x_ptr).to(tl.float32)
-    if KIND == 1:
+    if HAS_NORM:
         squares += x * x
-        if HAS_WEIGHT:
-            x = x * tl.load(norm_ptr).to(tl.float32)
-    if KIND >= 2:
-        up = tl.load(x_ptr + INPUTS).to(tl.float32)
-        x = activate(x, KIND == 3) * up
+        if norm_ptr is not None:
+            x = x * tl.load(norm_ptr + place).to(tl.float32)
     return x, squares

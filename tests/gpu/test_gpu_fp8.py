@@ -105,19 +105,15 @@ def test_norm_and_activation_before_quantizing(rows: int, size: int) -> None:
 def test_one_row_is_not_quantized(outputs: int, inputs: int) -> None:
     from octavo.kernels.gpu.linear import one_row_linear
 
-    weight = random_weight(outputs, inputs)
-    x, residual, norm_weight = randn(1, 2 * inputs), randn(1, outputs), randn(inputs)
-    half = x[:, :inputs].contiguous()
-    wide = dense(weight).T
-    scale = weight[1]
-    close(one_row_linear(half, weight[0], scale=scale), half.double() @ wide, 4e-3)
-    close(one_row_linear(half, weight[0], residual, scale=scale), half.double() @ wide + residual, 4e-3)
-    normed = rms_norm.reference(half.double(), norm_weight.double(), 1e-6)
-    close(one_row_linear(half, weight[0], None, "norm", norm_weight, 1e-6, scale), normed.double() @ wide, 4e-3)
-    for kind, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
-        gated = activation.reference(x.double(), act)
-        out = one_row_linear(x, weight[0], residual, kind, scale=scale)  # type: ignore[arg-type]  # a literal
-        close(out, gated @ wide + residual, 4e-3)
+    weight, double = random_weight(outputs, inputs), random_weight(2 * outputs, inputs)
+    x, residual, norm_weight = randn(1, inputs), randn(1, outputs), randn(inputs)
+    (values, scale), wide = weight, dense(weight).T
+    close(one_row_linear(x, values, scale=scale), x.double() @ wide, 4e-3)
+    close(one_row_linear(x, values, residual, scale=scale), x.double() @ wide + residual, 4e-3)
+    normed = rms_norm.reference(x.double(), norm_weight.double(), 1e-6).double()
+    close(one_row_linear(x, values, None, (norm_weight, 1e-6), scale=scale), normed @ wide, 4e-3)
+    gated = activation.reference(normed @ dense(double).T, "silu").double()
+    close(one_row_linear(x, double[0], None, (norm_weight, 1e-6), "silu", double[1]), gated, 4e-3)
 
 
 @pytest.mark.parametrize("outputs, inputs", SHAPES)

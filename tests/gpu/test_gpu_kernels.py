@@ -93,18 +93,19 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     from octavo.kernels import activation, rms_norm
     from octavo.kernels.gpu.linear import one_row_linear
 
-    weight = torch.randn(outputs, inputs, device="cuda").to(dtype)
-    x, residual = torch.randn(1, 2 * inputs, device="cuda").to(dtype), torch.randn(1, outputs, device="cuda").to(dtype)
-    norm_weight = torch.rand(inputs, device="cuda").to(dtype)
-    half, double = x[:, :inputs].contiguous(), x.double()
-    close(one_row_linear(half, weight), half.double() @ weight.double().T)
-    close(one_row_linear(half, weight, residual), half.double() @ weight.double().T + residual)
-    for its_weight in (norm_weight, None):
-        normed = rms_norm.reference(half.double(), None if its_weight is None else its_weight.double(), 1e-6).double()
-        close(one_row_linear(half, weight, None, "norm", its_weight, 1e-6), normed @ weight.double().T)
-    for kind, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
-        gated = activation.reference(double, act).double()
-        close(one_row_linear(x, weight, residual, kind), gated @ weight.double().T + residual)  # type: ignore[arg-type]  # a literal
+    weight, x = (torch.randn(size, inputs, device="cuda").to(dtype) for size in (2 * outputs, 1))
+    residual, norm_weight = (torch.rand(1, size, device="cuda").to(dtype) for size in (outputs, inputs))
+    weight /= 10
+    half, wide = weight[:outputs].contiguous(), weight.double().T
+    close(one_row_linear(x, half), x.double() @ wide[:, :outputs])
+    close(one_row_linear(x, half, residual), x.double() @ wide[:, :outputs] + residual)
+    for its_weight in (norm_weight[0], None):
+        normed = rms_norm.reference(x.double(), None if its_weight is None else its_weight.double(), 1e-6).double()
+        close(one_row_linear(x, half, None, (its_weight, 1e-6)), normed @ wide[:, :outputs])
+        gated = activation.reference(normed @ wide, "silu").double()
+        close(one_row_linear(x, weight, None, (its_weight, 1e-6), "silu"), gated)
+    gated = activation.reference(x.double() @ wide, "gelu_pytorch_tanh").double()
+    close(one_row_linear(x, weight, None, None, "gelu"), gated)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -163,17 +163,17 @@ def test_gated(act: str, size: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("outputs, inputs", [(1, 128), (7, 384), (11, 1024)])
 def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
-    weight, residual = torch.randn(outputs, inputs).to(dtype), torch.randn(1, outputs).to(dtype)
-    x, norm_weight = torch.randn(1, 2 * inputs).to(dtype), torch.rand(inputs).to(dtype)
-    half, wide = x[:, :inputs].contiguous(), weight.float()
+    weight, residual = torch.randn(2 * outputs, inputs).to(dtype), torch.randn(1, outputs).to(dtype)
+    x, norm_weight = torch.randn(1, inputs).to(dtype), torch.rand(inputs).to(dtype)
+    half, wide = weight[:outputs].contiguous(), weight.float()
     one_row = gpu_linear.one_row_linear
-    close(one_row(half, weight, residual), linear.reference(half.float(), wide, None, residual))
+    close(one_row(x, half, residual), linear.reference(x.float(), wide[:outputs], None, residual))
     for its_weight in (norm_weight, None):
-        normed = rms_norm.reference(half.float(), its_weight, 1e-6)
-        close(one_row(half, weight, None, "norm", its_weight, 1e-6), linear.reference(normed, wide, None, None))
-    silu, gelu = (activation.reference(x.float(), act) for act in ("silu", "gelu_pytorch_tanh"))
-    close(one_row(x, weight, residual, "silu"), linear.reference(silu, wide, None, residual))
-    close(one_row(x, weight, None, "gelu"), linear.reference(gelu, wide, None, None))
+        normed = rms_norm.reference(x.float(), its_weight, 1e-6)
+        close(one_row(x, half, None, (its_weight, 1e-6)), linear.reference(normed, wide[:outputs], None, None))
+        for gate, act in (("silu", "silu"), ("gelu", "gelu_pytorch_tanh")):
+            gated = activation.reference(linear.reference(normed, wide, None, None), act)
+            close(one_row(x, weight, None, (its_weight, 1e-6), gate), gated)
 
 
 def test_one_row_linear_of_several_outputs_a_program() -> None:

@@ -130,10 +130,12 @@ class MlpLayer:
 
     def __call__(self, x: Tensor, norm: NormLayer | None, residual: Tensor | None) -> Tensor:
         """norm: of x, if there is one. residual: added to the output, if there is one."""
-        up = self.up(x, norm=norm)
-        if self.spec.gated:
-            return self.down(up, residual, gate=self.spec.act)
-        return self.down(plain(up, self.spec.act), residual)
+        act = self.spec.act
+        if not self.spec.gated:
+            return self.down(plain(self.up(x, norm=norm), act), residual)
+        if (row := self.up.gated_row(x, norm, act)) is not None:
+            return self.down(row, residual)
+        return self.down(self.up(x, norm=norm), residual, gate=act)
 
 
 class DecoderLayer:

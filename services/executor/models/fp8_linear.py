@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.fp8 import FP8, MULTIPLE, Quantized, quantize, quantize_gated, quantize_normed
-from octavo.services.executor.models.linear import is_plain_rms, of_one_row
+from octavo.services.executor.models.linear import gated_of_one_row, is_plain_rms, of_one_row
 from octavo.services.executor.models.norm import NormLayer
 
 FEW_ROWS = 16  # up to which our kernel multiplies; `benchmarks/fp8.py` times both
@@ -30,13 +30,17 @@ class Fp8Linear:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
         from octavo.kernels.gpu.fp8_linear import few_rows_linear, fits
 
-        row = of_one_row(x, self._values, self._scale, self.bias, residual, norm, gate)
+        row = of_one_row(x, self._values, self._scale, self.bias, residual, norm) if gate is None else None
         if row is not None:
             return row
         rows = _quantized(x, norm, gate)
         if len(x) <= FEW_ROWS and fits(len(x), self._values):
             return few_rows_linear(rows, (self._values, self._scale), self.bias, residual, x.dtype)
         return many_rows_linear(rows, (self._values, self._scale), self.bias, residual, x.dtype)
+
+    def gated_row(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
+        """act(gate) * up of the output [1, 2 * size], the gate first, if one kernel does it all; norm: of x."""
+        return gated_of_one_row(x, self._values, self._scale, self.bias, norm, act)
 
 
 def many_rows_linear(

@@ -40,7 +40,7 @@ class Linear:
     ) -> Tensor:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
         if x.is_cuda:
-            row = of_one_row(x, self._weight, None, self.bias, residual, norm, gate)
+            row = of_one_row(x, self._weight, None, self.bias, residual, norm) if gate is None else None
             if row is not None:
                 return row
         if norm is not None:
@@ -63,6 +63,10 @@ class Linear:
             product = ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return product
 
+    def gated_row(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
+        """act(gate) * up of the output [1, 2 * size], the gate first, if one kernel does it all; norm: of x."""
+        return gated_of_one_row(x, self._weight, None, self.bias, norm, act)
+
 
 def of_one_row(
     x: Tensor,
@@ -71,7 +75,6 @@ def of_one_row(
     bias: Tensor | None,
     residual: Tensor | None,
     norm: NormLayer | None,
-    gate: str | None,
 ) -> Tensor | None:
     """The layer by the GPU's kernel for one row; None where that does not fit. scale: [out], of an FP8 weight."""
     from octavo.kernels.gpu.linear import fits, one_row_linear
@@ -80,14 +83,29 @@ def of_one_row(
         return None
     if bias is not None:
         residual = bias[None] if residual is None else residual + bias
+    x, rms = _rms_of(x, norm)
+    return one_row_linear(x, weight, residual, rms, scale=scale)
+
+
+def gated_of_one_row(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, norm: NormLayer | None, act: str
+) -> Tensor | None:
+    """act(gate) * up by the same kernel, of the product with a weight [2 * out, in]; None where that does not fit."""
+    if not x.is_cuda or bias is not None or act not in GATES:
+        return None
+    from octavo.kernels.gpu.linear import fits, one_row_linear
+
+    if not fits(x, weight):
+        return None
+    x, rms = _rms_of(x, norm)
+    return one_row_linear(x, weight, None, rms, GATES[act], scale)
+
+
+def _rms_of(x: Tensor, norm: NormLayer | None) -> tuple[Tensor, tuple[Tensor | None, float] | None]:
+    """The norm as the kernel takes it along, or x with it done."""
     if norm is not None and is_plain_rms(norm):
-        return one_row_linear(x, weight, residual, "norm", norm.weight, norm.spec.eps, scale)
-    if norm is not None:
-        x = norm(x)
-    # Each program computes the activation of all inputs: beside an FP8 weight that takes longer than a kernel for it.
-    if gate is not None and (gate not in GATES or scale is not None):
-        x, gate = gated(x, gate), None
-    return one_row_linear(x, weight, residual, GATES[gate] if gate else "", scale=scale)
+        return x, (norm.weight, norm.spec.eps)
+    return x if norm is None else norm(x), None
 
 
 def is_plain_rms(norm: NormLayer) -> bool:
