@@ -6,9 +6,9 @@ values are random and lie in memory of their own, as in real decoding. Both ways
 
 import argparse
 import random
-from collections.abc import Callable
 
 import torch
+from benchmarks.timing import seconds
 
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.work_list import plan_work
@@ -16,7 +16,6 @@ from octavo.kernels.gpu.work_list import plan_work
 LAYERS = 24
 PAGE = 64
 COPY_TB_PER_S = 4.26  # of an H200, bytes read and written
-REPEATS = 20
 
 
 def main() -> None:
@@ -32,9 +31,9 @@ def main() -> None:
         times = measure(lengths, options.heads, options.kv_heads, options.head_dim, dtype)
         torch.cuda.empty_cache()
         num_bytes = 2 * sum(lengths) * options.kv_heads * options.head_dim * dtype.itemsize
-        for way, seconds in times.items():
-            speed = num_bytes / seconds / 1e12
-            print(f"{name:<24}{way:<10}{seconds * 1e6:>10.1f}{num_bytes / 1e6:>10.1f}", end="")
+        for way, took_s in times.items():
+            speed = num_bytes / took_s / 1e12
+            print(f"{name:<24}{way:<10}{took_s * 1e6:>10.1f}{num_bytes / 1e6:>10.1f}", end="")
             print(f"{speed:>8.2f}{speed / COPY_TB_PER_S:>8.1%}", flush=True)
 
 
@@ -79,27 +78,9 @@ def measure(lengths: list[int], heads: int, kv_heads: int, head_dim: int, dtype:
                 q, keys, values, tables, slots, positions, scratch, out, kv_heads, head_dim**-0.5, work=work
             )
 
-    times = {way: _time_graph(lambda way=way: step(way)) / LAYERS for way in outs}  # type: ignore[misc]  # a default
+    times = {way: seconds([lambda way=way: step(way)]) / LAYERS for way in outs}  # type: ignore[misc]  # a default
     torch.testing.assert_close(outs["even"], outs["balanced"], rtol=2e-2, atol=2e-3)
     return times
-
-
-def _time_graph(step: Callable[[], None]) -> float:
-    """The median of several replays, in seconds."""
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    times = []
-    for _ in range(REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return sorted(times)[REPEATS // 2]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 import triton
+from benchmarks.timing import seconds
 from torch import Tensor
 
 from octavo.kernels.fp8 import Quantized, quantize, quantize_gated, quantize_normed
@@ -26,7 +27,6 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 GATED: dict[str, linear.Gate] = {"gate_up": "silu"}
 WITH_RESIDUAL = ("o", "down")  # the others have a norm before them
 WEIGHT_BYTES = 400 * 2**20
-ROUNDS = 20
 
 
 def main() -> None:
@@ -119,25 +119,8 @@ def _launcher_of_few(name: str, outputs: int, inputs: int) -> Launch:
 
 
 def _measure(calls: Sequence[Callable[[], object]]) -> float:
-    """Microseconds of one of them, in a graph of all."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        calls[0]()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
-                call()
-        graph.replay()
-        times = []
-        for _ in range(ROUNDS):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            began.record()
-            graph.replay()
-            ended.record()
-            ended.synchronize()
-            times.append(began.elapsed_time(ended) * 1e3 / len(calls))
-    return sorted(times)[ROUNDS // 2]
+    """Microseconds of one of them."""
+    return seconds(calls) / len(calls) * 1e6
 
 
 if __name__ == "__main__":

@@ -10,20 +10,19 @@ the cases `copy` and `product` measure them again. What only reads can be a litt
 
 import argparse
 import re
-import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from benchmarks.kernel_cases import Call, Case, all_cases
+from benchmarks.timing import seconds
 
 from octavo.services.bench.records import Records, Table, own_version
 
 COPY_TBS = 4.26
 BF16_TFLOPS = 802.0
 LEAST_CALLS = 20  # in a graph
-ROUNDS = 15
 
 
 def main() -> None:
@@ -41,7 +40,9 @@ def main() -> None:
         for case in wanted:
             torch.manual_seed(0)
             with torch.inference_mode():
-                took_s = seconds(case)
+                calls = case.make()
+                calls *= -(-LEAST_CALLS // len(calls))
+                took_s = seconds(calls) / len(calls)
             tbs, tflops = case.num_bytes / took_s / 1e12, case.flops / took_s / 1e12
             shares = {"of_copy": round(tbs / options.copy_tbs, 3), "of_bf16": round(tflops / options.bf16_tflops, 3)}
             records.add(
@@ -53,35 +54,6 @@ def main() -> None:
                 f"{shares['of_copy']:.1%}", tflops, f"{shares['of_bf16']:.1%}",
             )  # fmt: skip
             torch.cuda.empty_cache()
-
-
-def seconds(case: Case) -> float:
-    """Of one call; the median of rounds."""
-    calls = case.make()
-    calls *= -(-LEAST_CALLS // len(calls))
-    for call in calls:  # compiles it, and fills torch's memory pools
-        call()
-    torch.cuda.synchronize()
-    play = _record(calls)
-    times_ms: list[float] = []
-    for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
-        begin.record()
-        play()
-        end.record()
-        end.synchronize()
-        times_ms.append(begin.elapsed_time(end))
-    return statistics.median(times_ms) / len(calls) / 1e3
-
-
-def _record(calls: list[Call]) -> Callable[[], object]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    torch.cuda.synchronize()
-    return graph.replay
 
 
 def ceilings(device: torch.device) -> Iterator[Case]:
