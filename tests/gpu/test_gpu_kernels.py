@@ -63,7 +63,8 @@ def test_split_qkv_into_a_cache_in_fp8(k_scale: float, v_scale: float, dim: int,
     tokens, kv_heads = 37, 3
     qkv = torch.randn(tokens, 3 * kv_heads * dim, device="cuda").to(dtype)
     heads = qkv.view(tokens, 3 * kv_heads, dim)
-    heads[3, :, 5], heads[4, :, 6], heads[5, :, 7] = 5000.0, -5000.0, math.nan
+    heads[3, :, 5], heads[4, :, 6] = 5000.0, -5000.0
+    heads[5, 2 * kv_heads :, 7] = math.nan  # of values: in keys RoPE would bring it to a second place
     cos, sin = torch.ones(200, 1, dim, dtype=dtype, device="cuda"), torch.zeros(200, 1, dim, dtype=dtype, device="cuda")
     positions, slots = torch.randint(0, 200, (tokens,)).int().cuda(), torch.randperm(tokens).int().cuda()
     tables = torch.randperm(tokens * 4).int().cuda().view(tokens, 4)
