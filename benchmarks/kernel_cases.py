@@ -15,9 +15,10 @@ from torch import Tensor
 
 from octavo.kernels import rope
 from octavo.kernels.gpu.activation import gated
+from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.linear import one_row_linear
-from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+from octavo.kernels.gpu.prefill_attention import prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
 from octavo.kernels.gpu.sampler_state import pack_state

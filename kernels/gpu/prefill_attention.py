@@ -1,40 +1,24 @@
 """Triton: causal attention of chunks of new tokens over pages; see `octavo.kernels.prefill_attention` for the maths.
 
-One program computes a tile of a chunk's tokens for one head. Keys and values come a page at a time by the tensor
+One program computes 64 of a tile's tokens for one head. Keys and values come a page at a time by the tensor
 memory accelerator. Pages that all of a tile's tokens see whole need no mask and are most of the work. What lies in a
 page behind a request's end must be a number, as for `decode_attention`, which tells of FP8 and of boxes, too.
 
 source: Dao 2023 (FlashAttention-2), arXiv 2307.08691
 """
 
-from dataclasses import dataclass
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.gpu import prefill_hopper
+from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
-TILE = 64  # tokens
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Where the chunks of a batch lie; all int32 on the device.
-
-    rows, lengths, totals, slots: [chunks]: first row in q, new tokens, positions up to and with them, row of `tables`.
-    tile_chunks, tile_starts: [tiles]: of each tile of TILE tokens its chunk and its first token in it, those with
-        the most work first. Chunk -1: there is no such tile.
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    totals: Tensor
-    slots: Tensor
-    tile_chunks: Tensor
-    tile_starts: Tensor
+ROWS = 64  # tokens of a program
+PER_TILE = TILE // ROWS
 
 
 def prefill_attention(
@@ -54,13 +38,16 @@ def prefill_attention(
     v_scale: float = 1.0,
 ) -> None:
     """Fills the chunks' rows of `out`; q and out: [tokens, heads, head_dim], contiguous. See `decode_attention`."""
+    if slopes is None and prefill_hopper.fits(q, keys):
+        prefill_hopper.prefill_hopper(q, keys, values, tables, chunks, out, kv_heads, scale, window, softcap, sinks)
+        return
     heads, head_dim = q.shape[1:]
     page, box = keys.block_shape
-    _prefill[(len(chunks.tile_chunks), heads)](
+    _prefill[(len(chunks.tile_chunks) * PER_TILE, heads)](
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
         chunks.tile_starts, out, sinks, slopes, scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E,
-        tables.stride(0), HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, TILE=TILE,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
+        tables.stride(0), HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, ROWS=ROWS,
+        PER_TILE=PER_TILE, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
         STAGES=3 if box * q.itemsize <= 256 else 2, num_warps=4 if box <= 128 else 8, **OVERLAP,
     )  # fmt: skip
 
@@ -70,36 +57,36 @@ def _prefill(
     q_ptr, keys, values, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr, tile_starts_ptr,
     out_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, PER_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles, heads. scale and softcap are in units of log2. A sink is a key without a value."""
+    """Grid: parts of tiles, heads. scale and softcap are in units of log2. A sink is a key without a value."""
     begin(OVERLAP)
-    tile, head = tl.program_id(0), tl.program_id(1)
+    tile, head = tl.program_id(0) // PER_TILE, tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
     chunk = tl.load(tile_chunks_ptr + tile)
-    if chunk < 0:
+    start = tl.load(tile_starts_ptr + tile) + tl.program_id(0) % PER_TILE * ROWS
+    length, total = tl.load(lengths_ptr + tl.maximum(chunk, 0)), tl.load(totals_ptr + tl.maximum(chunk, 0))
+    if (chunk < 0) | (start >= length):
         return
-    start = tl.load(tile_starts_ptr + tile)
-    length, total = tl.load(lengths_ptr + chunk), tl.load(totals_ptr + chunk)
     table = tables_ptr + tl.load(slots_ptr + chunk).to(tl.int64) * table_stride
 
-    token, dim, offset = tl.arange(0, TILE), tl.arange(0, BOX), tl.arange(0, PAGE)
+    token, dim, offset = tl.arange(0, ROWS), tl.arange(0, BOX), tl.arange(0, PAGE)
     is_live = (start + token < length)[:, None] & (dim < DIM)[None, :]
     first = ((tl.load(rows_ptr + chunk) + start).to(tl.int64) * HEADS + head) * DIM
     place = token[:, None] * (HEADS * DIM) + dim[None, :]  # from the first
     q = tl.load(q_ptr + first + place, mask=is_live, other=0.0).to(tl.float16 if FP8 else q_ptr.dtype.element_ty)
     position = total - length + start + token
     least = total - length + start
-    end = tl.minimum(least + TILE, total)
+    end = tl.minimum(least + ROWS, total)
 
-    peak = tl.full([TILE], NEVER, tl.float32)
-    sums_of_weights = tl.zeros([TILE], tl.float32)
+    peak = tl.full([ROWS], NEVER, tl.float32)
+    sums_of_weights = tl.zeros([ROWS], tl.float32)
     if sinks_ptr is not None:
-        peak = tl.zeros([TILE], tl.float32) + tl.load(sinks_ptr + head) * PER_LOG2
+        peak = tl.zeros([ROWS], tl.float32) + tl.load(sinks_ptr + head) * PER_LOG2
         sums_of_weights += 1.0
     slope = tl.load(slopes_ptr + head) * PER_LOG2 if slopes_ptr is not None else None
-    sums = tl.zeros([TILE, BOX], tl.float32)
+    sums = tl.zeros([ROWS, BOX], tl.float32)
     low = tl.maximum(least - WINDOW + 1, 0) // PAGE if WINDOW else 0
     # Pages up to here are seen whole by all tokens, but for those that a window cuts.
     whole_low = tl.cdiv(tl.maximum(end - WINDOW, 0), PAGE) if WINDOW else 0

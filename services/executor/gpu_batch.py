@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.fp8 import FP8
+from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.decode_few import decode_few
-from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+from octavo.kernels.gpu.prefill_attention import prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.work_list import WorkList, plan_work
 from octavo.services.executor.cache import KvCache, to_fp8, uniform_attention

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.compile_hooks import compiling_only
 from octavo.kernels.gpu.embedding import gather
-from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step

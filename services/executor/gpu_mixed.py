@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.kernels.gpu.prefill_attention import TILE, Chunks
+from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.services.executor.gpu_batch import Plan
 
 STEP_ROWS = 128  # between the graphs; twice that beyond FINE_ROWS

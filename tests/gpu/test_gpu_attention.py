@@ -269,7 +269,8 @@ def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int], is
 def check_prefill(
     shape: tuple[int, int, int], dtype: torch.dtype, kv_dtype: torch.dtype | None = None, **how: Any
 ) -> None:
-    from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+    from octavo.kernels.gpu.chunks import TILE, Chunks
+    from octavo.kernels.gpu.prefill_attention import prefill_attention
 
     kv_heads, group, dim = shape
     if dtype == torch.float32 and dim > 128:
@@ -282,6 +283,7 @@ def check_prefill(
     out = torch.full_like(q, math.nan)
     rows = [first + sum(lengths[:index]) for index in range(len(lengths))]
     tiles = [(index, start) for index, length in enumerate(lengths) for start in range(0, length, TILE)]
+    tiles[3:3] = [(-1, -1)] * 2  # there are no such tiles
     columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
     on_device = [torch.tensor(each, dtype=torch.int32, device="cuda") for each in columns]
     chunks = Chunks(*on_device[:3], paged.slots, *on_device[3:])
@@ -364,7 +366,8 @@ def test_pages_beyond_two_to_the_31_elements() -> None:
 
 def prefill_one(paged: Paged, q: Tensor) -> Tensor:
     """One whole prompt, of slot 0."""
-    from octavo.kernels.gpu.prefill_attention import TILE, Chunks, prefill_attention
+    from octavo.kernels.gpu.chunks import TILE, Chunks
+    from octavo.kernels.gpu.prefill_attention import prefill_attention
 
     starts = list(range(0, len(q), TILE))
     columns = [[0], [len(q)], [len(q)], [0], [0] * len(starts), starts]

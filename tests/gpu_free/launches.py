@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.logprobs import logprobs
-from octavo.kernels.gpu.prefill_attention import Chunks
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.kernels.gpu.sampling import sample
 from octavo.services.executor.cache import KvCache

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from octavo.kernels.gpu.prefill_attention import TILE, Chunks
+from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
 from octavo.services.executor.load_gpu import BLOCK_SIZE

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
+from octavo.kernels.gpu import prefill_hopper
 from octavo.kernels.gpu.overlap import OVERLAP
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -87,6 +88,7 @@ def h200(compile: bool = True) -> Iterator[list[Launch]]:
         patch.setattr(JITFunction, "run", note)
         patch.setitem(OVERLAP, "OVERLAP", True)
         patch.setitem(OVERLAP, "launch_pdl", True)
+        patch.setattr(prefill_hopper, "IS_HOPPER", True)
         driver.set_active(_Driver())
         try:
             with _OnGpu():
