@@ -17,6 +17,7 @@ from octavo.kernels import rope
 from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
+from octavo.kernels.gpu.gated_linear import gated_linear
 from octavo.kernels.gpu.linear import one_row_linear
 from octavo.kernels.gpu.prefill_attention import prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
@@ -37,6 +38,7 @@ MOST_COPIES = 64
 DECODING = ((1, 1024), (1, 32_768), (8, 4096), (16, 1024), (32, 4096), (64, 1024), (256, 1024))
 PREFILLED = (1024, 4096, 16_384)
 TOKENS = (1, 64, 256, 8192)
+GATED = (1024, 8192)
 CHOSEN = (1, 64, 256)
 SAMPLED = {"greedy": (0.0, 0, 1.0), "random": (0.8, 0, 1.0), "top-k 50, top-p 0.95": (0.8, 50, 0.95)}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -79,6 +81,7 @@ def all_cases(device: torch.device) -> Iterator[Case]:
         yield splitting(device, tokens)
         yield norming(device, tokens, 4096)
         yield gating(device, tokens, 12_288)
+    yield from (gated_product(device, rows, 12_288, 4096) for rows in GATED)
     for model, layers in LINEAR.items():
         yield from (one_row(device, f"{model} {name}", rows, inputs, beside) for name, rows, inputs, beside in layers)
     for name, params in SAMPLED.items():
@@ -176,6 +179,24 @@ def gating(device: torch.device, tokens: int, size: int) -> Case:
         return lambda: gated(x, False)
 
     return Case("gated", f"{tokens} x {size}", 3 * num_bytes, 0, lambda: _copies(call, 2 * num_bytes))
+
+
+def gated_product(device: torch.device, rows: int, size: int, inputs: int) -> Case:
+    """What `cublas` does for gate_up and `gated` after it."""
+    num_bytes = 2 * size * inputs * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        x = _random(device, rows, inputs)
+
+        def call() -> Call:
+            weight = _random(device, 2 * size, inputs) / math.sqrt(inputs)
+            return lambda: gated_linear(x, weight, "silu")
+
+        return _copies(call, num_bytes)
+
+    around = rows * (inputs + size) * DTYPE.itemsize
+    shape = f"{rows} rows, 2 x {size} x {inputs}"
+    return Case("gated_linear", shape, num_bytes + around, 2 * rows * 2 * size * inputs, make)
 
 
 def one_row(device: torch.device, name: str, rows: int, inputs: int, beside: str) -> Case:

@@ -109,6 +109,54 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     close(one_row_linear(x, weight, None, None, "gelu"), gated)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize(
+    "rows, size, inputs",
+    [(1000, 3080, 1024), (1024, 200, 520), (1024, 12_288, 4096), (8192, 3080, 1032), (8192, 3072, 1024), (1, 8, 8)],
+)
+def test_gated_linear(rows: int, size: int, inputs: int, dtype: torch.dtype) -> None:
+    from octavo.kernels.gpu.gated_linear import gated_linear
+
+    x, weight = (torch.randn(count, inputs, device="cuda").to(dtype) for count in (rows, 2 * size))
+    weight /= math.sqrt(inputs)
+    product = x.double() @ weight.double().T
+    gate, up = product.chunk(2, 1)
+    close(gated_linear(x, weight, "silu"), torch.nn.functional.silu(gate) * up)
+    close(gated_linear(x, weight, "gelu"), torch.nn.functional.gelu(gate, approximate="tanh") * up)
+
+
+def test_gated_linear_takes_nothing_from_behind_its_tensors() -> None:
+    from octavo.kernels.gpu.gated_linear import gated_linear
+
+    x, weight = (torch.randn(count + 300, 520, device="cuda").bfloat16() for count in (1000, 400))
+    x[1000:] = weight[400:] = math.nan
+    assert not gated_linear(x[:1000], weight[:400], "silu").isnan().any()
+
+
+@pytest.mark.parametrize(
+    "rows, size, inputs, is_for_it",
+    [
+        (8192, 12_288, 4096, True),
+        (1024, 12_288, 4096, True),
+        (1000, 12_288, 4096, True),  # as many tiles
+        (512, 12_288, 4096, False),  # three waves
+        (8192, 1024, 1024, True),
+        (8192, 1032, 1024, False),  # a wave that is nearly empty
+        (8192, 12_284, 4096, False),
+        (8192, 12_288, 4100, False),
+    ],
+)
+def test_gated_linear_fits_many_tiles_that_leave_no_multiprocessor_idle(
+    rows: int, size: int, inputs: int, is_for_it: bool
+) -> None:
+    from octavo.kernels.gpu.gated_linear import IS_OTHER_GPU, fits
+
+    x, weight = (torch.empty(count, inputs, dtype=torch.bfloat16, device="cuda") for count in (rows, 2 * size))
+    assert fits(x, weight) == (is_for_it and not IS_OTHER_GPU)
+    assert not fits(x.float(), weight.float())
+    assert not fits(x.T.contiguous().T, weight)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab, size", [(50, 16), (1000, 577), (151_936, 4096), (600_000, 4096)])
 def test_gather(vocab: int, size: int, dtype: torch.dtype) -> None:

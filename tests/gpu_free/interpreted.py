@@ -16,11 +16,13 @@ from octavo.kernels import activation, cache_write, decode_attention, linear, rm
 from octavo.kernels.gpu import activation as gpu_activation
 from octavo.kernels.gpu import decode_attention as gpu_decode
 from octavo.kernels.gpu import embedding as gpu_embedding
+from octavo.kernels.gpu import gated_linear as gpu_gated_linear
 from octavo.kernels.gpu import linear as gpu_linear
 from octavo.kernels.gpu import prefill_attention as gpu_prefill
 from octavo.kernels.gpu import qkv as gpu_qkv
 from octavo.kernels.gpu import rms_norm as gpu_rms_norm
 from octavo.kernels.gpu import sampling as gpu_sampling
+from octavo.kernels.gpu.linear import Gate
 from octavo.kernels.gpu.sampler_state import COLUMNS
 
 pytestmark = [
@@ -179,6 +181,21 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
 def test_one_row_linear_of_several_outputs_a_program() -> None:
     weight, x = torch.randn(2 * 2 * gpu_linear.NUM_SMS + 3, 128), torch.randn(1, 128)
     close(gpu_linear.one_row_linear(x, weight), linear.reference(x, weight, None, None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "rows, size, inputs, gate, act",
+    [
+        (1, 8, 64, "silu", "silu"),
+        (129, 136, 72, "gelu", "gelu_pytorch_tanh"),
+        (2200, 1000, 8, "silu", "silu"),  # more than one group of rows, and programs of two tiles
+    ],
+)
+def test_gated_linear(rows: int, size: int, inputs: int, gate: Gate, act: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(2 * size, inputs).to(dtype)
+    expected = activation.reference(linear.reference(x.float(), weight.float(), None, None), act)
+    close(gpu_gated_linear.gated_linear(x, weight, gate), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -77,16 +77,19 @@ def launch(name: str, dtype: torch.dtype) -> None:
 
 
 def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | None) -> None:
-    """Decoding at all of BATCHES, and two chunks beside eight requests that decode, also as a graph records it."""
+    """Decoding at all of BATCHES, and two chunks beside eight requests that decode, also as a graph records it.
+
+    Chunks are of few rows, and of so many that the kernels for these are launched.
+    """
     _, spec = build_spec(COMMON | config)
     shapes = expected_shapes(spec).items()
     weights = settle(((name, empty(*shape, dtype=dtype)) for name, shape in shapes), quantization, dense=None)
     model = DecoderModel(spec, dict(weights), dtype, MAX_POSITIONS)
     cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
     chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)))
-    steps = [*((batch, None, None) for batch in BATCHES), (8, chunks, None), (8, chunks, empty(8))]
-    for decoding, new, positions in steps:
-        rows = decoding + (500 if new else 0)
+    steps = [*((batch, 0, None) for batch in BATCHES), (8, 500, None), (8, 4088, empty(8))]
+    for decoding, num_new, positions in steps:
+        rows, new = decoding + num_new, chunks if num_new else None
         attention = GpuAttention(cache, empty(rows), empty(rows), decoding, new, positions)
         embedded = gather(model.embed, empty(NUM_SLOTS + 1), empty(rows), empty(rows) if new else None)
         model.logits(model.hidden_of(embedded, empty(rows), attention)[:decoding])

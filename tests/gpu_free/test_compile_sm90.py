@@ -30,10 +30,12 @@ PARAMS = [*CASES, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)
 
 TMA = r"cp\.async\.bulk\.tensor"
 WGMMA = r"wgmma\.mma_async"
+WRITE = r"\b(st|red|atom)\.global|cp\.async\.bulk\.tensor\.\dd\.global"
 WIDE_LOAD = r"ld\.global[\w.:]*\.(v4\.b32|v2\.b64)|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
 # What a kernel must use; those not named here are limited by memory, and read 16 bytes at a time.
 USES = {
     "decode_attention._decode": [TMA, WGMMA],
+    "gated_linear._gated_linear": [TMA, WGMMA],
     "prefill_attention._prefill": [TMA, WGMMA],
     "prefill_hopper._prefill_items": [TMA, WGMMA],
     "work_list._plan": [],  # reads a few kilobytes
@@ -89,7 +91,7 @@ def test_memory_and_tensor_cores_are_used_at_their_widest(case: Case) -> None:
 def test_a_kernel_waits_for_the_one_before_it_ahead_of_its_first_write(case: Case) -> None:
     for each in case[1]:
         assert "griddepcontrol.launch_dependents" in each.ptx, str(each)
-        waits, first_write = each.ptx.find("griddepcontrol.wait"), re.search(r"\b(st|red|atom)\.global", each.ptx)
+        waits, first_write = each.ptx.find("griddepcontrol.wait"), re.search(WRITE, each.ptx)
         assert first_write is not None and 0 <= waits < first_write.start(), str(each)
 
 

@@ -133,8 +133,8 @@ class MlpLayer:
         act = self.spec.act
         if not self.spec.gated:
             return self.down(plain(self.up(x, norm=norm), act), residual)
-        if (row := self.up.gated_row(x, norm, act)) is not None:
-            return self.down(row, residual)
+        if (gated := self.up.gated(x, norm, act)) is not None:
+            return self.down(gated, residual)
         return self.down(self.up(x, norm=norm), residual, gate=act)
 
 

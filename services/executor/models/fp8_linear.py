@@ -38,8 +38,8 @@ class Fp8Linear:
             return few_rows_linear(rows, (self._values, self._scale), self.bias, residual, x.dtype)
         return many_rows_linear(rows, (self._values, self._scale), self.bias, residual, x.dtype)
 
-    def gated_row(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
-        """act(gate) * up of the output [1, 2 * size], the gate first, if one kernel does it all; norm: of x."""
+    def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
+        """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
         return gated_of_one_row(x, self._values, self._scale, self.bias, norm, act)
 
 

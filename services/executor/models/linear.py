@@ -63,9 +63,10 @@ class Linear:
             product = ops._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
         return product
 
-    def gated_row(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
-        """act(gate) * up of the output [1, 2 * size], the gate first, if one kernel does it all; norm: of x."""
-        return gated_of_one_row(x, self._weight, None, self.bias, norm, act)
+    def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
+        """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
+        row = gated_of_one_row(x, self._weight, None, self.bias, norm, act)
+        return _gated_of_many_rows(x, self._weight, self.bias, norm, act) if row is None else row
 
 
 def of_one_row(
@@ -99,6 +100,19 @@ def gated_of_one_row(
         return None
     x, rms = _rms_of(x, norm)
     return one_row_linear(x, weight, None, rms, GATES[act], scale)
+
+
+def _gated_of_many_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: NormLayer | None, act: str
+) -> Tensor | None:
+    """The same by the kernel for many rows, which wants the norm done; None where that does not fit."""
+    if not x.is_cuda or bias is not None or act not in GATES:
+        return None
+    from octavo.kernels.gpu.gated_linear import fits, gated_linear
+
+    if not fits(x, weight):
+        return None
+    return gated_linear(x if norm is None else norm(x), weight, GATES[act])
 
 
 def _rms_of(x: Tensor, norm: NormLayer | None) -> tuple[Tensor, tuple[Tensor | None, float] | None]:
