@@ -25,14 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.hardware import NUM_SMS, box_width
 from octavo.kernels.gpu.overlap import OVERLAP, begin
-from octavo.kernels.gpu.work_list import (
-    MOST_PARTS,
-    MOST_PROGRAMS,
-    PROGRAMS_PER_SM,
-    WORDS,
-    WorkList,
-    most_items,
-)
+from octavo.kernels.gpu.work_list import PROGRAMS_PER_SM, WORDS, WorkList, most_items, most_parts
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
@@ -114,7 +107,7 @@ def decode_attention(
 def num_splits(requests: int, kv_heads: int) -> int:
     """A power of two that gives every multiprocessor some programs; the same up to the next power of two requests."""
     wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (kv_heads << (requests - 1).bit_length()))
-    return min(MOST_PARTS, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
+    return 1 << (min(wanted, most_parts(kv_heads)).bit_length() - 1)
 
 
 def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int:

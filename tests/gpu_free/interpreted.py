@@ -70,6 +70,7 @@ class Paged:
         (FP32, [1, 15, 16, 17, 50], 2, 3, 32, None, None),  # 16 programs a request, most without a page
         (FP16, [300], 1, 17, 16, 20, None),
         (FP32, [40, 33], 2, 1, 32, 16, 30.0),
+        (FP32, [17, 80], 3, 2, 16, None, None),  # kv heads that are no power of two
         (FP16, [1, 15, 16, 33], 34, 1, 16, None, None),  # one program a request: nothing to combine
     ],
 )
