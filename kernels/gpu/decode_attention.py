@@ -25,14 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.hardware import NUM_SMS, box_width
 from octavo.kernels.gpu.overlap import OVERLAP, begin
-from octavo.kernels.gpu.work_list import (
-    MOST_PARTS,
-    MOST_PROGRAMS,
-    PROGRAMS_PER_SM,
-    WORDS,
-    WorkList,
-    most_items,
-)
+from octavo.kernels.gpu.work_list import PROGRAMS_PER_SM, WORDS, WorkList, most_items, most_parts
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
@@ -114,7 +107,7 @@ def decode_attention(
 def num_splits(requests: int, kv_heads: int) -> int:
     """A power of two that gives every multiprocessor some programs; the same up to the next power of two requests."""
     wanted = max(1, NUM_SMS * PROGRAMS_PER_SM // (kv_heads << (requests - 1).bit_length()))
-    return min(MOST_PARTS, max(1, MOST_PROGRAMS // kv_heads), 1 << (wanted.bit_length() - 1))
+    return 1 << (min(wanted, most_parts(kv_heads)).bit_length() - 1)
 
 
 def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int:
@@ -204,15 +197,36 @@ def _attend_item(
         sinks_ptr + head if sinks_ptr is not None else None, slopes_ptr + head if slopes_ptr is not None else None,
         row < GROUP, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
+    hand_in(
+        peak, total, sums * v_scale, request, kv_head, item, first_item, num, counters_ptr, out_ptr, partial_ptr,
+        lse_ptr, HEADS, KV_HEADS, DIM, BOX, SPLITS == 0, AT_ONCE,
+    )  # fmt: skip
+
+
+@triton.jit
+def hand_in(
+    peak, total, sums, request, kv_head, item, first_item, num, counters_ptr, out_ptr, partial_ptr, lse_ptr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, IS_JOINED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Of one of `num` parts its softmax, sums [BOX, ROWS]: the output, if it is the only one, or a partial output.
+
+    IS_JOINED: the program that ends last joins the parts, and leaves the counter as the first found it: zero.
+    """
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    row, dim = tl.arange(0, sums.shape[1]), tl.arange(0, BOX)
+    head = kv_head * GROUP + row
+    is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
     divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    sums = tl.trans(sums / divisor[None, :])
     if num == 1:
+        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
         tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
     else:
         partial = tl.cast(item, tl.int64) * HEADS + head
         tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
         tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
-        if SPLITS == 0:
+        if IS_JOINED:
             counter = counters_ptr + request * KV_HEADS + kv_head
             tl.debug_barrier()  # so that the release below covers the stores of all threads
             if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num - 1:

@@ -48,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3-8B": QWEN3 | sizes(4096, 12288, 32),
     "Llama-3.2-1B": LLAMA | sizes(2048, 8192, 32, head_dim=64),
     "Llama-3.1-8B": LLAMA | sizes(4096, 14336, 32, head_dim=128),
+    "SmolLM2-135M": LLAMA | sizes(576, 1536, 9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True),
     "Gemma-2-9B": GEMMA2 | sizes(3584, 14336, 16, num_key_value_heads=8, sliding_window=4096),
     "Gemma-3-1B": GEMMA3 | sizes(1152, 6912, 4, num_key_value_heads=1, sliding_window=512),
 }
