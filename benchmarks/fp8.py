@@ -18,7 +18,7 @@ from benchmarks.timing import seconds
 from torch import Tensor
 
 from octavo.kernels.fp8 import Quantized, quantize, quantize_gated, quantize_normed
-from octavo.kernels.gpu import fp8_linear, gated_linear, linear
+from octavo.kernels.gpu import fp8_linear, linear
 from octavo.kernels.gpu.overlap import OVERLAP
 from octavo.services.executor.models.fp8_linear import many_rows_linear
 
@@ -68,15 +68,6 @@ def _ways(
     if fp8_linear.fits(rows, weights[0][0]):
         ways["few"] = [lambda w=w: fp8_linear.few_rows_linear(q, w, None, residual, x.dtype) for w in weights]
     ways["many"] = [lambda w=w: many_rows_linear(q, w, None, residual, x.dtype) for w in weights]
-    if name in GATED and gated_linear.fits(rows, weights[0][0]):
-        # Up to what the next layer takes.
-        ways["many, gate"] = [
-            lambda w=w: quantize_gated(many_rows_linear(q, w, None, None, x.dtype), "silu") for w in weights
-        ]
-        ways["gated"] = [
-            lambda w=w: quantize(gated_linear.gated_linear(q[0], w[0], GATED[name], x.dtype, (q[1], w[1])))
-            for w in weights
-        ]
     return ways
 
 

@@ -3,8 +3,7 @@
 Gate and up of the same outputs are one tile of one product, twice as wide: so they never go to memory, where another
 kernel would read them again. There are as many programs as multiprocessors, and the loads of a program's next tile
 begin before the last one is stored. Tiles go through the rows of a group first: those at work at one time share what
-the second-level cache holds of x and of the weight. Both may be FP8 with scales of rows and of outputs
-(`octavo.kernels.fp8`).
+the second-level cache holds of x and of the weight.
 
 source: Triton's tutorial 09, "Persistent Matmul"
 """
@@ -21,10 +20,10 @@ from octavo.kernels.gpu.linear import Gate
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 TILE = 128  # rows, and outputs, of each of gate and up
-DEPTH_BYTES, STAGES = 128, 4  # 192 KiB of inputs on their way
+DEPTH, STAGES = 64, 4  # 192 KiB of inputs on their way
 GROUP = 16  # tiles of rows that share weights
-STRIDE_BYTES = 16  # in which the tensor memory accelerator counts
-DTYPES = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+MULTIPLE = 8  # of numbers: the tensor memory accelerator counts strides in 16 bytes
+DTYPES = (torch.bfloat16, torch.float16)
 
 # Measured on an H200 in sustained running, against cuBLAS and the kernel `gated`, for 4096 inputs and 2 * 12288
 # outputs: 6 % faster for 1024 rows (5.8 waves of tiles), 4 % for 2048, 5 % for 8192. cuBLAS has smaller tiles, and
@@ -39,44 +38,35 @@ IS_OTHER_GPU = torch.cuda.is_available() and (
 )
 
 
-def fits(rows: int, weight: Tensor) -> bool:
+def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether `gated_linear` is for these, and is the fastest for them."""
     size, inputs = len(weight) // 2, weight.shape[1]
-    tiles = triton.cdiv(rows, TILE) * triton.cdiv(size, TILE)
+    tiles = triton.cdiv(len(x), TILE) * triton.cdiv(size, TILE)
     waves = triton.cdiv(tiles, NUM_SMS)
     is_fast = waves >= LEAST_WAVES and tiles >= LEAST_SHARE * waves * NUM_SMS
-    is_aligned = inputs * weight.itemsize % STRIDE_BYTES == size * 2 % STRIDE_BYTES == 0
-    is_readable = weight.dtype in DTYPES and weight.is_contiguous() and is_aligned
-    return weight.is_cuda and not IS_OTHER_GPU and is_readable and is_fast
+    is_contiguous = x.is_contiguous() and weight.is_contiguous()
+    is_readable = x.dtype in DTYPES and is_contiguous and size % MULTIPLE == inputs % MULTIPLE == 0
+    return x.is_cuda and not IS_OTHER_GPU and is_readable and is_fast
 
 
-def gated_linear(
-    x: Tensor,
-    weight: Tensor,
-    gate: Gate,
-    dtype: torch.dtype | None = None,
-    scales: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """x and weight are contiguous and of one dtype.
+def gated_linear(x: Tensor, weight: Tensor, gate: Gate) -> Tensor:
+    """All tensors are contiguous and of one dtype.
 
     Args:
         x: [rows, inputs].
-        weight: [2 * size, inputs], the gate's half first, see `fits`.
+        weight: [2 * size, inputs], the gate's half first; size and inputs multiples of MULTIPLE.
         gate: silu, or gelu by its tanh form.
-        dtype: of the result, 16 bits; None: that of x.
-        scales: of x [rows] and of weight [2 * size], float32; None: there are none.
 
-    Returns: [rows, size]; sums are float32, and nothing is rounded before the end.
+    Returns: [rows, size] in the dtype of x; sums are float32, and nothing is rounded before the end.
     """
     rows, inputs = x.shape
-    size, depth = len(weight) // 2, DEPTH_BYTES // x.itemsize
-    out = torch.empty(rows, size, dtype=dtype or x.dtype, device=x.device)
-    row_scale, weight_scale = scales or (None, None)
+    size = len(weight) // 2
+    out = torch.empty(rows, size, dtype=x.dtype, device=x.device)
     _gated_linear[(NUM_SMS,)](
-        TensorDescriptor.from_tensor(x, [TILE, depth]),
-        TensorDescriptor.from_tensor(weight.view(2, size, inputs), [2, TILE, depth]),
-        TensorDescriptor.from_tensor(out, [TILE, TILE]), row_scale, weight_scale,
-        rows, SIZE=size, INPUTS=inputs, TILE=TILE, DEPTH=depth, GROUP=GROUP, NUM_PROGRAMS=NUM_SMS,
+        TensorDescriptor.from_tensor(x, [TILE, DEPTH]),
+        TensorDescriptor.from_tensor(weight.view(2, size, inputs), [2, TILE, DEPTH]),
+        TensorDescriptor.from_tensor(out, [TILE, TILE]),
+        rows, SIZE=size, INPUTS=inputs, TILE=TILE, DEPTH=DEPTH, GROUP=GROUP, NUM_PROGRAMS=NUM_SMS,
         IS_GELU=gate == "gelu", num_warps=8, num_stages=STAGES, **OVERLAP,
     )  # fmt: skip
     return out
@@ -84,7 +74,7 @@ def gated_linear(
 
 @triton.jit(do_not_specialize=["rows"])  # one compiled form for any number of them
 def _gated_linear(
-    x, weight, out, row_scale_ptr, weight_scale_ptr, rows,
+    x, weight, out, rows,
     SIZE: tl.constexpr, INPUTS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
     NUM_PROGRAMS: tl.constexpr, IS_GELU: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
@@ -103,11 +93,6 @@ def _gated_linear(
         stored += NUM_PROGRAMS
         m, n = _place(stored, row_tiles, SIZE, TILE, GROUP)
         gate, up = tl.split(tl.permute(tl.reshape(sums, [TILE, 2, TILE]), [0, 2, 1]))
-        if row_scale_ptr is not None:
-            row, output = m * TILE + tl.arange(0, TILE), n * TILE + tl.arange(0, TILE)
-            row_scale = tl.load(row_scale_ptr + row, mask=row < rows, other=0.0)[:, None]
-            gate *= row_scale * tl.load(weight_scale_ptr + output, mask=output < SIZE, other=0.0)[None, :]
-            up *= row_scale * tl.load(weight_scale_ptr + SIZE + output, mask=output < SIZE, other=0.0)[None, :]
         out.store([m * TILE, n * TILE], (activate(gate, IS_GELU) * up).to(out.dtype))
 
 

@@ -222,15 +222,3 @@ def test_a_checkpoint_that_carries_fp8_serves_like_one_quantized_on_load(tmp_pat
         tokens.append(pipeline.generate(prompts, SamplingParams(max_tokens=30, temperature=0.0)))
 
     assert tokens[0] == tokens[1]
-
-
-@pytest.mark.parametrize(
-    "rows, size, inputs", [(1000, 3080, 1024), (1024, 12_288, 4096), (8192, 3072, 1040), (1, 8, 16)]
-)
-def test_many_rows_gated(rows: int, size: int, inputs: int) -> None:
-    from octavo.kernels.gpu.gated_linear import gated_linear
-
-    x, weight = fp8.quantize(randn(rows, inputs)), random_weight(2 * size, inputs)
-    product = dense(x) @ dense(weight).T / 30
-    out = gated_linear(x[0], weight[0], "silu", torch.bfloat16, (x[1], weight[1] / 30))
-    close(out, activation.reference(product, "silu").double(), 4e-3)

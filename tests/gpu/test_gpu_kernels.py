@@ -151,10 +151,10 @@ def test_gated_linear_fits_many_tiles_that_leave_no_multiprocessor_idle(
 ) -> None:
     from octavo.kernels.gpu.gated_linear import IS_OTHER_GPU, fits
 
-    weight = torch.empty(2 * size, inputs, dtype=torch.bfloat16, device="cuda")
-    assert fits(rows, weight) == (is_for_it and not IS_OTHER_GPU)
-    assert not fits(rows, weight.float())
-    assert not fits(rows, weight.T.contiguous().T)
+    x, weight = (torch.empty(count, inputs, dtype=torch.bfloat16, device="cuda") for count in (rows, 2 * size))
+    assert fits(x, weight) == (is_for_it and not IS_OTHER_GPU)
+    assert not fits(x.float(), weight.float())
+    assert not fits(x.T.contiguous().T, weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.fp8 import FP8, MULTIPLE, Quantized, quantize, quantize_gated, quantize_normed
-from octavo.kernels.linear import GATES
-from octavo.services.executor.models.linear import can_gate_rows, gated_of_one_row, is_plain_rms, of_one_row
+from octavo.services.executor.models.linear import gated_of_one_row, is_plain_rms, of_one_row
 from octavo.services.executor.models.norm import NormLayer
 
 FEW_ROWS = 16  # up to which our kernel multiplies; `benchmarks/fp8.py` times both
@@ -41,13 +40,7 @@ class Fp8Linear:
 
     def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
         """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
-        row = gated_of_one_row(x, self._values, self._scale, self.bias, norm, act)
-        if row is not None or not can_gate_rows(x, self._values, self.bias, act):
-            return row
-        from octavo.kernels.gpu.gated_linear import gated_linear
-
-        values, scale = _quantized(x, norm, None)
-        return gated_linear(values, self._values, GATES[act], x.dtype, (scale, self._scale))
+        return gated_of_one_row(x, self._values, self._scale, self.bias, norm, act)
 
 
 def many_rows_linear(

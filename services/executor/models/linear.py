@@ -66,11 +66,7 @@ class Linear:
     def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
         """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
         row = gated_of_one_row(x, self._weight, None, self.bias, norm, act)
-        if row is not None or not can_gate_rows(x, self._weight, self.bias, act):
-            return row
-        from octavo.kernels.gpu.gated_linear import gated_linear
-
-        return gated_linear(x if norm is None else norm(x), self._weight, GATES[act])
+        return _gated_of_many_rows(x, self._weight, self.bias, norm, act) if row is None else row
 
 
 def of_one_row(
@@ -106,13 +102,17 @@ def gated_of_one_row(
     return one_row_linear(x, weight, None, rms, GATES[act], scale)
 
 
-def can_gate_rows(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> bool:
-    """Whether the kernel for many rows is for these; it wants the norm done."""
+def _gated_of_many_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: NormLayer | None, act: str
+) -> Tensor | None:
+    """The same by the kernel for many rows, which wants the norm done; None where that does not fit."""
     if not x.is_cuda or bias is not None or act not in GATES:
-        return False
-    from octavo.kernels.gpu.gated_linear import fits
+        return None
+    from octavo.kernels.gpu.gated_linear import fits, gated_linear
 
-    return fits(len(x), weight)
+    if not fits(x, weight):
+        return None
+    return gated_linear(x if norm is None else norm(x), weight, GATES[act])
 
 
 def _rms_of(x: Tensor, norm: NormLayer | None) -> tuple[Tensor, tuple[Tensor | None, float] | None]:
