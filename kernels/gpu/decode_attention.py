@@ -197,36 +197,15 @@ def _attend_item(
         sinks_ptr + head if sinks_ptr is not None else None, slopes_ptr + head if slopes_ptr is not None else None,
         row < GROUP, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
-    hand_in(
-        peak, total, sums * v_scale, request, kv_head, item, first_item, num, counters_ptr, out_ptr, partial_ptr,
-        lse_ptr, HEADS, KV_HEADS, DIM, BOX, SPLITS == 0, AT_ONCE,
-    )  # fmt: skip
-
-
-@triton.jit
-def hand_in(
-    peak, total, sums, request, kv_head, item, first_item, num, counters_ptr, out_ptr, partial_ptr, lse_ptr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, IS_JOINED: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):  # fmt: skip
-    """Of one of `num` parts its softmax, sums [BOX, ROWS]: the output, if it is the only one, or a partial output.
-
-    IS_JOINED: the program that ends last joins the parts, and leaves the counter as the first found it: zero.
-    """
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    row, dim = tl.arange(0, sums.shape[1]), tl.arange(0, BOX)
-    head = kv_head * GROUP + row
-    is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
     divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums / divisor[None, :])
+    sums = tl.trans(sums / divisor[None, :]) * v_scale
     if num == 1:
-        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
         tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
     else:
         partial = tl.cast(item, tl.int64) * HEADS + head
         tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
         tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
-        if IS_JOINED:
+        if SPLITS == 0:
             counter = counters_ptr + request * KV_HEADS + kv_head
             tl.debug_barrier()  # so that the release below covers the stores of all threads
             if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num - 1:

@@ -2,8 +2,7 @@
 
 One request leaves memory idle: what counts is how many things wait for each other. So the first page of each part is on
 its way while the product before is still computed, for nothing of a step writes to pages but its new tokens, and those
-come from the product. Else as `octavo.kernels.gpu.decode_attention` with a work list: the program that ends last of a
-request joins its parts. There are no more of them than pages, so that a short request waits for few.
+come from the product. Else as `octavo.kernels.gpu.decode_attention`, whose `combine` joins the parts.
 """
 
 import triton
@@ -11,15 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.decode_attention import (
-    FLOATS_AT_ONCE,
-    LOG2_E,
-    NEVER,
-    PER_LOG2,
-    attend_page,
-    hand_in,
-    num_splits,
-)
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine, num_splits
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 from octavo.kernels.gpu.qkv import Projection, as_kept, norm_weights, partner, turn
 
@@ -32,7 +23,6 @@ def decode_few(
     slots: Tensor,
     positions: Tensor,
     scratch: Tensor,
-    counters: Tensor,
     out: Tensor,
     scale: float,
     window: int | None = None,
@@ -44,7 +34,6 @@ def decode_few(
 
     Args:
         projection: of [requests] tokens.
-        counters: [requests or more, kv_heads] int32, contiguous, zero; they are zero again at the end.
         out: [requests, heads, head_dim], contiguous; overwritten.
         keys, values, tables, slots, positions, scratch, sinks, slopes: as for `decode_attention`. tables, slots and
             positions are read ahead of the kernel before: no kernel that is launched to overlap may write them.
@@ -55,48 +44,44 @@ def decode_few(
     k_scale, v_scale = (some.k_scale, some.v_scale) if is_fp8 else (1.0, 1.0)
     lse = scratch[requests * splits * heads * head_dim :]
     _decode_few[(requests, some.key_cache.shape[1], splits)](
-        some.qkv, keys, values, some.key_cache, some.value_cache, tables, slots, positions, counters, out, scratch, lse,
-        sinks, slopes, some.cos, some.sin, some.q_weight, some.k_weight, some.eps, scale * k_scale * LOG2_E, v_scale,
+        some.qkv, keys, values, some.key_cache, some.value_cache, tables, slots, positions, out, scratch, lse, sinks,
+        slopes, some.cos, some.sin, some.q_weight, some.k_weight, some.eps, scale * k_scale * LOG2_E, v_scale,
         (softcap or 0.0) * LOG2_E, tables.stride(0), 1 / k_scale, 1 / v_scale, BOX=box, SPLITS=splits,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4,
-        **some.constants, **OVERLAP,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **some.constants, **OVERLAP,
     )  # fmt: skip
+    if splits > 1:
+        combine[(requests * heads,)](
+            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
+            num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
+        )  # fmt: skip
 
 
 @triton.jit
 def _decode_few(
-    qkv_ptr, keys, values, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, counters_ptr, out_ptr,
-    partial_ptr, lse_ptr, sinks_ptr, slopes_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps, scale, v_scale,
-    softcap, table_stride, k_factor, v_factor,
+    qkv_ptr, keys, values, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
+    sinks_ptr, slopes_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps, scale, v_scale, softcap, table_stride,
+    k_factor, v_factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
     SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, TURNED: tl.constexpr,
-    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, AT_ONCE: tl.constexpr, STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: requests, kv heads, parts of the pages behind which the new token comes, at most. In units of log2.
-
-    The first part also has the new token, and so there is one where there are no pages.
-    """
+    """Grid: requests, kv heads, splits of the pages behind which the new token comes. In units of log2."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + request)
     table = tables_ptr + tl.load(slots_ptr + request).to(tl.int64) * table_stride
     first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
-    pages = tl.cdiv(position, PAGE) - first // PAGE
-    per_part = tl.maximum(tl.cdiv(pages, SPLITS), 1)
-    num = tl.maximum(tl.cdiv(pages, per_part), 1) if SPLITS > 1 else 1
-    if part >= num:
-        return
-    low = first // PAGE + part * per_part
-    high = tl.minimum(low + per_part, tl.cdiv(position, PAGE))
+    per_split = tl.cdiv(tl.cdiv(position, PAGE) - first // PAGE, SPLITS)
+    low = first // PAGE + part * per_split
+    high = tl.minimum(low + per_split, tl.cdiv(position, PAGE))
     block = tl.load(table + low, mask=low < high, other=0)
     page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     begin(OVERLAP)
 
     row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
-    is_head, head = row < GROUP, kv_head * GROUP + row
+    is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
     qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
     other = partner(dim, DIM, TURNED, INTERLEAVED)
     q = _turned(
@@ -122,10 +107,16 @@ def _decode_few(
         q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
         peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
-    hand_in(
-        peak, total, sums * v_scale, request, kv_head, request * SPLITS + part, request * SPLITS, num, counters_ptr,
-        out_ptr, partial_ptr, lse_ptr, HEADS, KV_HEADS, DIM, BOX, True, AT_ONCE,
-    )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)
+    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    is_live = is_head[:, None] & is_dim
+    if SPLITS == 1:
+        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
+    else:
+        partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
+        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
 
 
 @triton.jit

@@ -117,8 +117,6 @@ class GpuCache:
         most_heads = max(layer.attention.heads for layer in spec.layers)
         floats = scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
         self.scratch = torch.empty(floats, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(num_slots, attention.kv_heads, dtype=torch.int32, device=device)
-        """Zero between kernels."""
 
 
 class GpuAttention:
@@ -172,8 +170,8 @@ class GpuAttention:
             out = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
             decode_few(
                 projection, cache.key_boxes[layer], cache.value_boxes[layer], cache.tables, self._slots,
-                self._positions, cache.scratch, cache.counters, out, spec.scale, spec.window, spec.softcap,
-                attention.sinks, attention.slopes,
+                self._positions, cache.scratch, out, spec.scale, spec.window, spec.softcap, attention.sinks,
+                attention.slopes,
             )  # fmt: skip
             return out
         return self._attend(layer, split_qkv(projection, cache.tables, self._slots, self._positions), attention)

@@ -151,10 +151,6 @@ def test_few_requests_from_the_product(
     check_few(lengths, shape, dtype, **how)
 
 
-def test_parts_of_few_requests_are_joined_every_time() -> None:
-    check_few([20_000, 3, 900, 7000], (2, 4, 64), torch.bfloat16, times=300)
-
-
 def check_few(
     lengths: list[int],
     shape: tuple[int, int, int],
@@ -165,7 +161,6 @@ def check_few(
     has_slopes: bool = False,
     device: str = "cuda",
     page: int = PAGE,
-    times: int = 2,
     **how: Any,
 ) -> None:
     """Against norm and RoPE in float64, and attention over what lies in the cache and the new token."""
@@ -191,16 +186,10 @@ def check_few(
     out = torch.full((len(lengths), heads, dim), math.nan, dtype=dtype, device=device)
     scratch = torch.full((scratch_size(len(lengths), heads, kv_heads, dim),), math.nan, device=device)
     projection = Projection(qkv, heads, paged.keys, paged.values, cos, sin, False, *weights, 1e-5, *scales)
-    counters = torch.zeros(len(lengths) + 1, kv_heads, dtype=torch.int32, device=device)
-    outs = []
-    for _ in range(times):  # each with counters as the one before has left them
-        out.fill_(math.nan)
-        decode_few(
-            projection, paged.key_boxes, paged.value_boxes, paged.tables, paged.slots, positions, scratch, counters,
-            out, 0.1, how.get("window"), how.get("softcap"), sinks, slopes,
-        )  # fmt: skip
-        outs.append(out.clone())
-    assert all(torch.equal(each, out) for each in outs) and not counters.any()
+    decode_few(
+        projection, paged.key_boxes, paged.value_boxes, paged.tables, paged.slots, positions, scratch, out, 0.1,
+        how.get("window"), how.get("softcap"), sinks, slopes,
+    )  # fmt: skip
 
     q, k, v = qkv.view(len(lengths), -1, dim).double().split([heads, kv_heads, kv_heads], 1)
     turned = []
