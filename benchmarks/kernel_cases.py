@@ -119,7 +119,7 @@ def prefilling(device: torch.device, tokens: int) -> Case:
         num_blocks = tokens // PAGE
         tables, zero, count = _shuffled(device, num_blocks).view(1, -1), _full(device, 1, 0), _full(device, 1, tokens)
         starts = _range(device, tokens // TILE).flip(0) * TILE  # those with the most work first
-        chunks = Chunks(zero, count, count, zero, torch.zeros_like(starts), starts)
+        chunks = Chunks(zero, count, count, zero, torch.zeros_like(starts), starts, _full(device, 1, len(starts)))
         q = _random(device, tokens, HEADS, DIM)
         out = torch.empty_like(q)
 

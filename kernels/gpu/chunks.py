@@ -12,8 +12,9 @@ class Chunks:
     """Where the chunks of a batch lie; all int32 on the device.
 
     rows, lengths, totals, slots: [chunks]: first row in q, new tokens, positions up to and with them, row of `tables`.
-    tile_chunks, tile_starts: [tiles]: of each tile of TILE tokens its chunk and its first token in it, those with
-        the most work first. Chunk -1: there is no such tile.
+    tile_chunks, tile_starts: [most tiles]: of each tile of TILE tokens its chunk and its first token in it, those
+        with the most work first.
+    num_tiles: [1]: how many tiles there are.
     """
 
     rows: Tensor
@@ -22,3 +23,4 @@ class Chunks:
     slots: Tensor
     tile_chunks: Tensor
     tile_starts: Tensor
+    num_tiles: Tensor

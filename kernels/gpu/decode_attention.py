@@ -312,13 +312,14 @@ def combine(
     partial_ptr, lse_ptr, out_ptr,
     HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: requests * heads. A split without pages has the log-sum-exp NEVER and weighs nothing."""
+    """Grid: requests * heads. A split without pages has the log-sum-exp NEVER, and no output."""
     begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, BOX)
     place = (row // HEADS * SPLITS + split) * HEADS + row % HEADS
     lse = tl.load(lse_ptr + place)
     weights = tl.exp2(lse - tl.max(lse, 0))
-    partial = tl.load(partial_ptr + place[:, None] * DIM + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
+    is_part = (lse > NEVER)[:, None] & (dim < DIM)[None, :]
+    partial = tl.load(partial_ptr + place[:, None] * DIM + dim[None, :], mask=is_part, other=0.0)
     out = tl.sum(partial * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(out_ptr + row * DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)

@@ -75,13 +75,18 @@ def _decode_few(
     per_split = tl.cdiv(tl.cdiv(position, PAGE) - first // PAGE, SPLITS)
     low = first // PAGE + part * per_split
     high = tl.minimum(low + per_split, tl.cdiv(position, PAGE))
+    row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
+    is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
+    partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
+    if (part > 0) & (low >= high):  # leaves the multiprocessor to the kernel behind
+        begin(OVERLAP)
+        tl.store(lse_ptr + partial, tl.full([ROWS], NEVER, tl.float32), mask=is_head)
+        return
     block = tl.load(table + low, mask=low < high, other=0)
     page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     begin(OVERLAP)
 
-    row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
-    is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
     qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
     other = partner(dim, DIM, TURNED, INTERLEAVED)
     q = _turned(
@@ -91,18 +96,11 @@ def _decode_few(
     peak, total = tl.full([ROWS], NEVER, tl.float32), tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([BOX, ROWS], tl.float32)
     if part == 0:
-        peak, sums = _new_token(
+        peak, total, sums = _new_token(
             q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
-            scale, softcap, k_factor, v_factor, sums,
-            HEADS, KV_HEADS, DIM, PAGE, SOFTCAP, FP8, TURNED, HAS_NORM,
+            sinks_ptr + head if sinks_ptr is not None else None, is_head, scale, softcap, k_factor, v_factor, total,
+            sums, HEADS, KV_HEADS, DIM, PAGE, SOFTCAP, FP8, TURNED, HAS_NORM,
         )  # fmt: skip
-        total += 1.0
-        if sinks_ptr is not None:  # a key without a value
-            sink = tl.load(sinks_ptr + head, mask=is_head, other=NEVER / PER_LOG2) * PER_LOG2
-            new_peak = tl.maximum(peak, sink)
-            shrink = tl.exp2(peak - new_peak)
-            total, sums, peak = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :], new_peak
-
     peak, total, sums = _pages(
         q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
         peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
@@ -114,7 +112,6 @@ def _decode_few(
         place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
         tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
     else:
-        partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
         tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
         tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
 
@@ -148,11 +145,14 @@ def _pages(
 @triton.jit
 def _new_token(
     q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
-    scale, softcap, k_factor, v_factor, sums,
+    sinks, is_head, scale, softcap, k_factor, v_factor, total, sums,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr,
     FP8: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Writes the new key and value; its scores, and its value as every row's sum, [BOX, ROWS]."""
+    """Writes the new key and value; the softmax over it, which has its value as every row's sum, [BOX, ROWS].
+
+    A sink is one more key, without a value.
+    """
     own, is_dim = HEADS + kv_head + tl.arange(0, 1), (dim < DIM)[None, :]
     k = _turned(
         qkv_ptr, own, own >= 0, k_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
@@ -163,10 +163,16 @@ def _new_token(
     place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + dim[None, :]
     tl.store(keys_ptr + place, k, mask=is_dim)
     tl.store(values_ptr + place, v, mask=is_dim)
-    scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
+    peak = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
     if SOFTCAP:
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
-    return scores, sums + tl.trans(v.to(tl.float32))
+        peak = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(peak * (2.0 * PER_LOG2) / softcap)))
+    total, sums = total + 1.0, sums + tl.trans(v.to(tl.float32))
+    if sinks is not None:
+        sink = tl.load(sinks, mask=is_head, other=NEVER / PER_LOG2) * PER_LOG2
+        new_peak = tl.maximum(peak, sink)
+        shrink = tl.exp2(peak - new_peak)
+        total, sums, peak = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :], new_peak
+    return peak, total, sums
 
 
 @triton.jit

@@ -45,9 +45,9 @@ def prefill_attention(
     page, box = keys.block_shape
     _prefill[(len(chunks.tile_chunks) * PER_TILE, heads)](
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
-        chunks.tile_starts, out, sinks, slopes, scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E,
-        tables.stride(0), HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, ROWS=ROWS,
-        PER_TILE=PER_TILE, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
+        chunks.tile_starts, chunks.num_tiles, out, sinks, slopes, scale * k_scale * LOG2_E, v_scale,
+        (softcap or 0.0) * LOG2_E, tables.stride(0), HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page,
+        ROWS=ROWS, PER_TILE=PER_TILE, WINDOW=window or 0, SOFTCAP=softcap is not None, FP8=keys.base.itemsize == 1,
         STAGES=3 if box * q.itemsize <= 256 else 2, num_warps=4 if box <= 128 else 8, **OVERLAP,
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ def prefill_attention(
 @triton.jit
 def _prefill(
     q_ptr, keys, values, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr, tile_starts_ptr,
-    out_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
+    num_tiles_ptr, out_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, PER_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
     STAGES: tl.constexpr, OVERLAP: tl.constexpr,
@@ -64,10 +64,12 @@ def _prefill(
     begin(OVERLAP)
     tile, head = tl.program_id(0) // PER_TILE, tl.program_id(1)
     kv_head = head // (HEADS // KV_HEADS)
+    if tile >= tl.load(num_tiles_ptr):
+        return
     chunk = tl.load(tile_chunks_ptr + tile)
     start = tl.load(tile_starts_ptr + tile) + tl.program_id(0) % PER_TILE * ROWS
-    length, total = tl.load(lengths_ptr + tl.maximum(chunk, 0)), tl.load(totals_ptr + tl.maximum(chunk, 0))
-    if (chunk < 0) | (start >= length):
+    length, total = tl.load(lengths_ptr + chunk), tl.load(totals_ptr + chunk)
+    if start >= length:
         return
     table = tables_ptr + tl.load(slots_ptr + chunk).to(tl.int64) * table_stride
 
@@ -76,12 +78,10 @@ def _prefill(
     first = ((tl.load(rows_ptr + chunk) + start).to(tl.int64) * HEADS + head) * DIM
     place = token[:, None] * (HEADS * DIM) + dim[None, :]  # from the first
     q = tl.load(q_ptr + first + place, mask=is_live, other=0.0).to(tl.float16 if FP8 else q_ptr.dtype.element_ty)
-    position = total - length + start + token
     least = total - length + start
-    end = tl.minimum(least + ROWS, total)
+    position, end = least + token, tl.minimum(least + ROWS, total)
 
-    peak = tl.full([ROWS], NEVER, tl.float32)
-    sums_of_weights = tl.zeros([ROWS], tl.float32)
+    peak, sums_of_weights = tl.full([ROWS], NEVER, tl.float32), tl.zeros([ROWS], tl.float32)
     if sinks_ptr is not None:
         peak = tl.zeros([ROWS], tl.float32) + tl.load(sinks_ptr + head) * PER_LOG2
         sums_of_weights += 1.0

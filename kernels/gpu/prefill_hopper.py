@@ -73,11 +73,10 @@ def prefill_hopper(
 ) -> None:
     """See `prefill_attention`."""
     heads, head_dim = q.shape[1:]
-    num_tiles = len(chunks.tile_chunks)
-    _prefill_items[(min(NUM_SMS, num_tiles * heads),)](
+    _prefill_items[(min(NUM_SMS, len(chunks.tile_chunks) * heads),)](
         _boxes(q.view(len(q), heads * head_dim)), _boxes(keys.base), _boxes(values.base), tables, chunks.rows,
-        chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks, chunks.tile_starts, out, sinks,
-        scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0), num_tiles, HEADS=heads, KV_HEADS=kv_heads,
+        chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks, chunks.tile_starts, chunks.num_tiles, out,
+        sinks, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0), HEADS=heads, KV_HEADS=kv_heads,
         DIM=head_dim, WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim == 128 else 4, num_warps=4,
         **OVERLAP,
     )  # fmt: skip
@@ -126,10 +125,10 @@ class _Tiles:
         self.num = num
 
 
-@gluon.jit(do_not_specialize=["num_tiles", "table_stride"])
+@gluon.jit(do_not_specialize=["table_stride"])
 def _prefill_items(
     q_boxes, k_boxes, v_boxes, tables_ptr, rows_ptr, lengths_ptr, totals_ptr, slots_ptr, tile_chunks_ptr,
-    tile_starts_ptr, out_ptr, sinks_ptr, scale, softcap, table_stride, num_tiles,
+    tile_starts_ptr, num_tiles_ptr, out_ptr, sinks_ptr, scale, softcap, table_stride,
     HEADS: gl.constexpr, KV_HEADS: gl.constexpr, DIM: gl.constexpr, WINDOW: gl.constexpr, SOFTCAP: gl.constexpr,
     STAGES: gl.constexpr, OVERLAP: gl.constexpr,
 ):  # fmt: skip
@@ -144,7 +143,7 @@ def _prefill_items(
     )  # fmt: skip
     hopper.fence_async_shared()
     thread_barrier()
-    tiles = _Tiles(rows_ptr, lengths_ptr, totals_ptr, tile_chunks_ptr, tile_starts_ptr, num_tiles)
+    tiles = _Tiles(rows_ptr, lengths_ptr, totals_ptr, tile_chunks_ptr, tile_starts_ptr, gl.load(num_tiles_ptr))
     gl.warp_specialize(
         [
             (_attend, (rings, tiles, out_ptr, sinks_ptr, scale, softcap, HEADS, WINDOW, SOFTCAP, STAGES, FIRST)),
@@ -175,11 +174,9 @@ def _item(tiles, turn, HEADS: gl.constexpr):
     item = turn * programs + gl.where((turn & 1) == 0, own, programs - 1 - own)
     is_item = item < tiles.num * HEADS
     tile = gl.where(is_item, item // HEADS, 0)
-    found = gl.load(tiles.chunks + tile)
-    chunk = gl.maximum(found, 0)
-    start = gl.load(tiles.starts + tile)
+    chunk, start = gl.load(tiles.chunks + tile), gl.load(tiles.starts + tile)
     length, total = gl.load(tiles.lengths + chunk), gl.load(tiles.totals + chunk)
-    rows_left = gl.where(is_item & (found >= 0), length - start, 0)
+    rows_left = gl.where(is_item, length - start, 0)
     return chunk, item % HEADS, gl.load(tiles.rows + chunk) + start, rows_left, total - length + start, total
 
 

@@ -137,7 +137,8 @@ class GpuAttention:
     ) -> None:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._num_decoding, self._chunks = num_decoding, chunks
-        self._is_balanced, self._is_sparse = num_decoding >= BALANCED_FROM or decoding is not None, decoding is not None
+        self._is_balanced = num_decoding >= BALANCED_FROM or chunks is not None
+        self._is_sparse = decoding is not None
         self._decoding = positions[:num_decoding] if decoding is None else decoding
         self._work: dict[int | None, WorkList] = {}  # by window
 

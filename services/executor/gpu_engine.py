@@ -18,7 +18,7 @@ from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
-from octavo.services.executor.gpu_mixed import NOBODY, STEP_ROWS, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu_mixed import MOST_FILLING, NOBODY, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
@@ -229,19 +229,18 @@ class GpuEngine:
     def _launch_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         """The same kernel by kernel."""
         tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
-        slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, sampled, sampled_slots = (
+        slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, num, sampled, sampled_slots = (
             self._upload(
                 [
                     plan.slots, plan.positions, [NOBODY] * plan.num_decoding + plan.token_ids, plan.chunk_rows,
                     plan.chunk_lengths, plan.chunk_totals, plan.chunk_slots, tile_chunks, tile_starts,
-                    plan.sampled_rows or [0], plan.sampled_slots,
+                    [len(plan.tiles)], plan.sampled_rows or [0], plan.sampled_slots,
                 ],
                 plan,
             )
         )  # fmt: skip
-        attention = GpuAttention(
-            self._cache, slots, positions, plan.num_decoding, Chunks(rows, lengths, totals, chunk_slots, chunks, starts)
-        )
+        told = Chunks(rows, lengths, totals, chunk_slots, chunks, starts, num)
+        attention = GpuAttention(self._cache, slots, positions, plan.num_decoding, told)
         embedded = gather(self._model.embed, self._last, slots, token_ids)
         hidden = self._model.hidden_of(embedded, positions, attention, sampled)
         return hidden, sampled_slots, positions.index_select(0, sampled)
@@ -294,5 +293,5 @@ def batch_sizes(num_slots: int) -> list[int]:
 
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
     """The most that a step uploads, in int32: rows of all kinds, a table and a sampling state for each slot, gaps."""
-    rows = info.max_num_batched_tokens + 2 * STEP_ROWS
+    rows = info.max_num_batched_tokens + MOST_FILLING
     return 5 * rows + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 256

@@ -1,9 +1,9 @@
 """Steps with chunks of prompts as CUDA graphs: each for a number of rows, whatever the rows are.
 
-Launching the kernels of such a step one by one takes the host ten milliseconds and more, longer than a small step takes
-the device. A graph is told whose the rows are by numbers at fixed places. Rows that decode have a position in a section
-of their own, -1 stands for none there; tiles that are not there belong to chunk -1; and rows that are left over are a
-chunk of the slot that belongs to no request, whose blocks are all the null block.
+Launching the kernels of such a step one by one takes the host ten milliseconds and more, longer than a small step, or
+any step of a small model, takes the device. A graph is told whose the rows are by numbers at fixed places. Rows that
+decode have a position in a section of their own, -1 stands for none there; and rows that are left over are a chunk of
+the slot that belongs to no request, whose blocks are all the null block.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from torch import Tensor
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.services.executor.gpu_batch import Plan
 
-STEP_ROWS = 128  # between the graphs; twice that beyond FINE_ROWS
-FINE_ROWS = 1024
-MOST_ROWS = 2048  # a step with more keeps the device busy for longer than it takes to launch
-MOST_CHUNKS = 16
+STEP_ROWS = 128
+STEPS = ((1024, STEP_ROWS), (2048, 256), (8192, 512))  # up to so many rows, a graph for each multiple
+MOST_ROWS, MOST_FILLING = STEPS[-1]
+LEAST_CHUNKS = 16  # that any graph has room for
+ROWS_PER_CHUNK = 64
 NOBODY = -1
 
 
@@ -25,15 +26,18 @@ def mixed_sizes(num_tokens: int, max_model_len: int) -> list[int]:
 
     num_tokens: of the largest step.
     """
-    if max_model_len < 2 * STEP_ROWS:
-        return []
-    return sorted({rows_of_graph(rows) for rows in range(1, min(MOST_ROWS, num_tokens) + 1, STEP_ROWS)})
+    sizes = {rows_of_graph(rows) for rows in range(1, min(MOST_ROWS, num_tokens) + 1, STEP_ROWS)}
+    return sorted(size for size in sizes if 2 * _step(size) <= max_model_len)
 
 
 def rows_of_graph(num_rows: int) -> int:
-    """Of the smallest graph that has room for so many."""
-    step = STEP_ROWS if num_rows <= FINE_ROWS else 2 * STEP_ROWS
-    return -(-num_rows // step) * step
+    """Of the smallest graph that has room for so many, were there no end of them."""
+    return -(-num_rows // _step(num_rows)) * _step(num_rows)
+
+
+def _step(num_rows: int) -> int:
+    """Between the graphs of so many rows."""
+    return next((step for most, step in STEPS if num_rows <= most), STEPS[-1][1])
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,15 @@ class MixedInputs:
         return min(self.rows, self.num_slots)
 
     @property
+    def num_chunks(self) -> int:
+        """At most."""
+        return max(LEAST_CHUNKS, self.rows // ROWS_PER_CHUNK)
+
+    @property
     def sizes(self) -> list[int]:
         """Slots, positions and token ids of rows; positions of decoding ones; rows to sample; then as in `Chunks`."""
-        tiles = self.rows // TILE + MOST_CHUNKS
-        return [self.rows] * 3 + [self.num_decoding] * 2 + [MOST_CHUNKS] * 4 + [tiles] * 2
+        tiles = self.rows // TILE + self.num_chunks
+        return [self.rows] * 3 + [self.num_decoding] * 2 + [self.num_chunks] * 4 + [tiles] * 2 + [1]
 
     @property
     def starts(self) -> list[int]:
@@ -73,7 +82,7 @@ class MixedInputs:
             chunk_rows, lengths, totals = [*chunk_rows, num_rows], [*lengths, filling], [*totals, filling]
             chunk_slots = [*chunk_slots, self.num_slots]
             tiles = tiles + [(num_chunks, first) for first in range(0, filling, TILE)]
-        if len(chunk_rows) > MOST_CHUNKS:
+        if len(chunk_rows) > self.num_chunks:
             return None
         num_decoding = plan.num_decoding
         sections = [
@@ -83,6 +92,7 @@ class MixedInputs:
             plan.positions[:num_decoding],
             plan.sampled_rows + [0] * (self.num_decoding - len(plan.sampled_rows)),
             chunk_rows, lengths, totals, chunk_slots, [chunk for chunk, _ in tiles], [first for _, first in tiles],
+            [len(tiles)],
         ]  # fmt: skip
         return [section + [NOBODY] * (size - len(section)) for section, size in zip(sections, self.sizes, strict=True)]
 

@@ -84,7 +84,7 @@ def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype
     most_tokens = num_tokens + max(recorded, default=0)  # recorded steps have memory of their own
     steps = step_bytes(spec, dtype.itemsize, most_tokens, num_slots, num_slots)
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)
-    steps += sum(recorded) * spec.hidden * dtype.itemsize
+    steps += sum(min(rows, num_slots) for rows in recorded) * spec.hidden * dtype.itemsize
     free, total = torch.cuda.mem_get_info()
     per_block = bytes_per_block(spec, block_size, kv_dtype)
     plan = plan_gpu(config, total, free, torch.cuda.memory_allocated(), steps, per_block)

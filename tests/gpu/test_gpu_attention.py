@@ -283,8 +283,8 @@ def check_prefill(
     out = torch.full_like(q, math.nan)
     rows = [first + sum(lengths[:index]) for index in range(len(lengths))]
     tiles = [(index, start) for index, length in enumerate(lengths) for start in range(0, length, TILE)]
-    tiles[3:3] = [(-1, -1)] * 2  # there are no such tiles
-    columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
+    behind = [(1000, 7)] * 3  # there are no such tiles
+    columns = [rows, lengths, totals, *map(list, zip(*tiles, *behind, strict=True)), [len(tiles)]]
     on_device = [torch.tensor(each, dtype=torch.int32, device="cuda") for each in columns]
     chunks = Chunks(*on_device[:3], paged.slots, *on_device[3:])
     prefill_attention(
@@ -370,7 +370,7 @@ def prefill_one(paged: Paged, q: Tensor) -> Tensor:
     from octavo.kernels.gpu.prefill_attention import prefill_attention
 
     starts = list(range(0, len(q), TILE))
-    columns = [[0], [len(q)], [len(q)], [0], [0] * len(starts), starts]
+    columns = [[0], [len(q)], [len(q)], [0], [0] * len(starts), starts, [len(starts)]]
     chunks = Chunks(*(torch.tensor(each, dtype=torch.int32, device="cuda") for each in columns))
     out = torch.full_like(q, math.nan)
     prefill_attention(q, paged.key_boxes, paged.value_boxes, paged.tables, chunks, out, paged.keys.shape[1], 0.1)

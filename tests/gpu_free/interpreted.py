@@ -105,7 +105,8 @@ def test_prefill_attention(dtype: torch.dtype, window: int | None, softcap: floa
     out = torch.full_like(q, math.nan)
     rows = [first + sum(lengths[:index]) for index in range(len(lengths))]
     tiles = [(index, start) for index, length in enumerate(lengths) for start in range(0, length, gpu_prefill.TILE)]
-    columns = [rows, lengths, totals, [each for each, _ in tiles], [each for _, each in tiles]]
+    behind = [(5, 7)] * 3  # there are no such tiles
+    columns = [rows, lengths, totals, *map(list, zip(*tiles, *behind, strict=True)), [len(tiles)]]
     as_int32 = [torch.tensor(each).int() for each in columns]
     chunks = gpu_prefill.Chunks(*as_int32[:3], paged.slots, *as_int32[3:])
     gpu_prefill.prefill_attention(q, *paged.boxes, paged.tables, chunks, out, kv_heads, 0.3, window, softcap)

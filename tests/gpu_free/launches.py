@@ -87,7 +87,7 @@ def _run_steps(config: dict[str, Any], dtype: torch.dtype, quantization: str | N
     weights = settle(((name, empty(*shape, dtype=dtype)) for name, shape in shapes), quantization, dense=None)
     model = DecoderModel(spec, dict(weights), dtype, MAX_POSITIONS)
     cache = GpuCache(spec, KvCache(spec, NUM_BLOCKS, BLOCK_SIZE, dtype, META), NUM_SLOTS, MAX_BLOCKS)
-    chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)))
+    chunks = Chunks(*(empty(2) for _ in range(4)), *(empty(9) for _ in range(2)), empty(1))
     steps = [*((batch, 0, None) for batch in BATCHES), (8, 500, None), (8, 4088, empty(8))]
     for decoding, num_new, positions in steps:
         rows, new = decoding + num_new, chunks if num_new else None

@@ -65,7 +65,7 @@ def _chunks(spans: list[Span], num_decoding: int, device: torch.device) -> Chunk
     tiles = [(index, first) for index, (_, _, length) in enumerate(new) for first in range(0, length, TILE)]
     columns = [
         rows, [length for _, _, length in new], [start + length for _, start, length in new],
-        [slot for slot, _, _ in new], [index for index, _ in tiles], [first for _, first in tiles],
+        [slot for slot, _, _ in new], [index for index, _ in tiles], [first for _, first in tiles], [len(tiles)],
     ]  # fmt: skip
     return Chunks(*(_int32(column, device) for column in columns))
 
