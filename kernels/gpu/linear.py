@@ -53,7 +53,7 @@ def one_row_linear(
     out = torch.empty(1, outputs, dtype=x.dtype, device=x.device)
     at_once, depth, num_warps, stages = _tile(rows, inputs) if scale is None else _fp8_tile(rows, inputs)
     if gate is not None:
-        at_once = max(1, at_once // 2)
+        at_once = max(1, at_once // 2, WARP_BYTES // (depth * weight.itemsize))
     num_warps = max(1, min(num_warps, at_once * depth * weight.itemsize // WARP_BYTES))
     norm_weight, eps = norm or (None, 0.0)
     _one_row[(triton.cdiv(outputs, at_once),)](
@@ -88,7 +88,7 @@ def _tile(rows: int, inputs: int) -> Tile:
     """For other sizes by what was the best for most."""
     if (rows, inputs) in TILES:
         return TILES[rows, inputs]
-    depth, at_once = 1024, 8
+    depth, at_once = 1024, 8 if inputs > 2048 else 4
     while inputs % depth:
         depth //= 2
     while at_once > 1 and rows < at_once * 2 * NUM_SMS:

@@ -110,9 +110,9 @@ class GpuEngine:
             with torch.cuda.stream(self._stream):
                 for batch in sizes:
                     self._fill_up(batch)
-                    self._decode(batch)
+                    self._decode(batch, is_rehearsal=True)
                 for rows in mixed:
-                    self._mix(self._fill_up_mixed(rows))
+                    self._mix(self._fill_up_mixed(rows), is_rehearsal=True)
         self._run_short_steps()
         self._run_largest_step()
         with torch.cuda.stream(self._stream):
@@ -176,10 +176,11 @@ class GpuEngine:
         self._inputs[:batch] = self.info.num_slots
         self._inputs[self._stride : self._stride + batch] = 0
 
-    def _decode(self, batch: int) -> None:
+    def _decode(self, batch: int, is_rehearsal: bool = False) -> None:
         slots, positions = self._inputs[:batch], self._inputs[self._stride : self._stride + batch]
         attention = GpuAttention(self._cache, slots, positions, batch, None)
-        hidden = self._model.hidden_of(gather(self._model.embed, self._last, slots), positions, attention)
+        rows = gather(self._model.embed, self._last, slots)
+        hidden = self._model.hidden_of(rows, positions, attention, is_rehearsal=is_rehearsal)
         logits = self._model.logits(hidden)
         self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
 
@@ -198,11 +199,11 @@ class GpuEngine:
             hidden = self._mix(inputs)
         self._mixed[rows] = graph, hidden
 
-    def _mix(self, inputs: MixedInputs) -> Tensor:
+    def _mix(self, inputs: MixedInputs, is_rehearsal: bool = False) -> Tensor:
         slots, positions, token_ids, decoding, sampled, chunks = inputs.views(self._inputs)
         attention = GpuAttention(self._cache, slots, positions, inputs.num_decoding, chunks, decoding)
         rows = gather(self._model.embed, self._last, slots, token_ids)
-        return self._model.hidden_of(rows, positions, attention, sampled)
+        return self._model.hidden_of(rows, positions, attention, sampled, is_rehearsal)
 
     def _run_mixed(self, plan: Plan) -> Tensor:
         num_sampled = len(plan.sampled_slots)

@@ -20,7 +20,7 @@ from octavo.shared.messages import (
     StepFailed,
     StepResult,
 )
-from octavo.shared.process import Pulse, StopFlag, Stopwatch, report
+from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded, report
 from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_context, wait
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def serve(config: Config, folder: Path) -> None:
     engine = load_engine(config, watch)
     link: Link[Message] = Link(new_context(), executor_endpoint(folder), TO_EXECUTOR)
     loop = _Loop(engine, link, os.urandom(8))
+    keep_what_is_loaded()
     while not stop.is_set:
         loop.turn()
         now = time.monotonic()

@@ -19,7 +19,7 @@ from octavo.shared.messages import (
     Serving,
 )
 from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
-from octavo.shared.process import Pulse, StopFlag, Stopwatch
+from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded
 from octavo.shared.transport import (
     HEARTBEAT_S,
     SILENCE_S,
@@ -40,6 +40,7 @@ def serve(config: Config, folder: Path) -> None:
     stop, watch, context = StopFlag(), Stopwatch(), new_context()
     prompter = load_prompter(config)
     watch.report("tokenizer")
+    keep_what_is_loaded()
     gateways: list[Link[Message]] = [
         Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
@@ -48,19 +49,24 @@ def serve(config: Config, folder: Path) -> None:
     began = time.monotonic()
     heard, asked = dict.fromkeys([scheduler, *gateways], began), began
     backlog: deque[Message] = deque()
+    calls: deque[tuple[int, Message]] = deque()
     for gateway in gateways:
         gateway.send(Serving(boot))
     while not stop.is_set:
-        wait([scheduler, *gateways], 0.0 if backlog else HEARTBEAT_S)
+        wait([scheduler, *gateways], 0.0 if backlog or calls else HEARTBEAT_S)
         now = time.monotonic()
         backlog.extend(() if backlog else scheduler.receive())
         for _ in range(min(len(backlog), FRAMES_PER_TURN)):
             heard[scheduler] = now
             core.hear_scheduler(backlog.popleft())
+        _send(core.take_outbox(), gateways, scheduler)
         for index, gateway in enumerate(gateways):
             for message in gateway.receive():
                 heard[gateway] = now
-                core.hear_gateway(index, message)
+                calls.append((index, message))
+        if calls:
+            # One a turn: a prompt takes milliseconds, and no text shall wait until a burst of prompts is encoded.
+            core.hear_gateway(*calls.popleft())
         if now - asked > ASK_AGAIN_S:
             asked = now
             core.ask_again()

@@ -145,6 +145,8 @@ class DecoderLayer:
         self.attention = AttentionLayer(spec.attention, weights, f"{prefix}.attn")
         self.mlp = MlpLayer(spec.mlp, weights, f"{prefix}.mlp")
         self.norms = {name: weights.norm(f"{prefix}.{name}_norm", decoder.norm) for name in spec.norms}
+        linears = (self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down)
+        self.kind = (spec, *map(type, linears))  # layers of one kind call the same kernels
 
     def __call__(self, x: Tensor, angles: "Angles", attend: Attend, needed: Tensor | None = None) -> Tensor:
         """needed: the rows to return, as the last layer's other ones serve nothing but attention; None: all."""
@@ -225,6 +227,7 @@ class DecoderModel:
         self.positions = weights.get("positions.weight") if spec.positions else None
         self.embed_norm = weights.norm("embed_norm", spec.norm) if spec.embed_norm else None
         self.layers = [DecoderLayer(layer, spec, weights, i) for i, layer in enumerate(spec.layers)]
+        self._kinds = list({layer.kind: layer for layer in reversed(self.layers)}.values())
         self.norm = weights.norm("norm", spec.norm)
         head = self.embed if spec.tied else weights.get("head.weight")
         self.head = weights.linear(head, weights.get("head.bias") if spec.head_bias else None)
@@ -239,10 +242,15 @@ class DecoderModel:
         """
         return self.hidden_of(F.embedding(token_ids, self.embed), positions, attend, needed)
 
-    def hidden_of(self, rows: Tensor, positions: Tensor, attend: Attend, needed: Tensor | None = None) -> Tensor:
-        """As `hidden`, from the tokens' rows of the embedding table, [tokens, hidden]."""
+    def hidden_of(
+        self, rows: Tensor, positions: Tensor, attend: Attend, needed: Tensor | None = None, is_rehearsal: bool = False
+    ) -> Tensor:
+        """As `hidden`, from the tokens' rows of the embedding table, [tokens, hidden].
+
+        is_rehearsal: go through one layer of each kind instead of all, which calls all kernels that all would call.
+        """
         x, angles = self._placed(rows, positions), self.angles(positions)
-        for layer in self.layers[:-1]:
+        for layer in self._kinds if is_rehearsal else self.layers[:-1]:
             x = layer(x, angles, attend)
         return self.layers[-1](x, angles, attend, needed)
 
