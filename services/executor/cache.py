@@ -32,15 +32,15 @@ class KvCache:
         if device.type == "cpu":
             # Anonymous pages are zero, and take memory when first written; torch.zeros would write them all.
             pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-            self._bits = torch.frombuffer(pages, dtype=_BITS[dtype.itemsize]).view(shape)
+            self.bits = torch.frombuffer(pages, dtype=_BITS[dtype.itemsize]).view(shape)
         else:
-            self._bits = torch.zeros(shape, dtype=_BITS[dtype.itemsize], device=device)
-        self.keys: list[Tensor] = [layer[0].view(dtype) for layer in self._bits]
-        self.values: list[Tensor] = [layer[1].view(dtype) for layer in self._bits]
+            self.bits = torch.zeros(shape, dtype=_BITS[dtype.itemsize], device=device)
+        self.keys: list[Tensor] = [layer[0].view(dtype) for layer in self.bits]
+        self.values: list[Tensor] = [layer[1].view(dtype) for layer in self.bits]
 
     def clear(self, blocks: Tensor) -> None:
-        """Zero these blocks in every layer. blocks: [n] int64."""
-        self._bits.index_fill_(2, blocks, 0)
+        """Zero these blocks in every layer, on a CPU. blocks: [n] int64."""
+        self.bits.index_fill_(2, blocks, 0)
 
 
 def uniform_attention(spec: Decoder) -> Attention:

@@ -15,6 +15,7 @@ from torch import Tensor
 from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.compile_hooks import compiling_only
 from octavo.kernels.gpu.embedding import gather
+from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
@@ -272,9 +273,9 @@ class GpuEngine:
         ]
         if changes:
             slots, places, blocks, fresh, new_slots, new_states = views[-6:]
-            self._cache.tables[slots.long(), places.long()] = blocks
-            self._kv.clear(fresh.long())
-            self._sampler.write(new_slots, new_states)
+            begin_pages(self._cache.tables, slots, places, blocks, self._kv.bits, fresh)
+            if plan.new_slots:
+                self._sampler.write(new_slots, new_states)
         return views[: len(sections)]
 
 

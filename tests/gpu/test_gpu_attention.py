@@ -329,6 +329,7 @@ def test_prefill_attention_with_sinks_and_slopes(
 def test_pages_beyond_two_to_the_31_elements() -> None:
     """What split_qkv writes and attention reads where no int32 counts the elements, and page clearing there."""
     from octavo.kernels.gpu.decode_attention import page_boxes
+    from octavo.kernels.gpu.pages import begin_pages
     from octavo.kernels.gpu.qkv import Projection, split_qkv
     from octavo.services.executor.cache import KvCache
     from octavo.services.executor.models.spec import Attention, Decoder, Layer, Mlp, Norm
@@ -343,7 +344,8 @@ def test_pages_beyond_two_to_the_31_elements() -> None:
     for each in (keys, values):
         each.fill_(math.nan)
     blocks = torch.arange(num_blocks - 3, num_blocks, device="cuda")
-    cache.clear(blocks)
+    nothing = torch.zeros(0, dtype=torch.int32, device="cuda")
+    begin_pages(nothing[:, None], nothing, nothing, nothing, cache.bits, blocks.int())
     assert not keys[-4:-1].any() and not values[-4:-1].any() and keys[:-4].isnan().all()
 
     tables, slots = blocks.int()[None], torch.zeros(length, device="cuda").int()

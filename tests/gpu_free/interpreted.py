@@ -23,6 +23,7 @@ from octavo.kernels.gpu import qkv as gpu_qkv
 from octavo.kernels.gpu import rms_norm as gpu_rms_norm
 from octavo.kernels.gpu import sampling as gpu_sampling
 from octavo.kernels.gpu.linear import Gate
+from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 
 pytestmark = [
@@ -229,3 +230,18 @@ def test_gather_takes_known_tokens_and_the_last_ones_of_slots(size: int, dtype: 
 @pytest.mark.parametrize("how", [{}, {"window": 20, "softcap": 30.0}, {"has_sinks": True, "has_slopes": True}], ids=str)
 def test_few_requests_from_the_product(lengths: list[int], how: dict[str, Any]) -> None:
     check_few(lengths, (2, 2, 16), torch.float32, device="cpu", page=16, **how)
+
+
+@pytest.mark.parametrize("num_fresh", [0, 1, 3])
+@pytest.mark.parametrize("num_entries", [0, 2, 300])
+def test_begin_pages(num_fresh: int, num_entries: int) -> None:
+    tables = torch.randint(0, 99, (40, 10)).int()
+    entries = torch.randperm(400)[:num_entries]
+    slots, places, blocks = (entries // 10).int(), (entries % 10).int(), torch.randint(100, 200, (num_entries,)).int()
+    cache = torch.randint(1, 99, (3, 2, 7, 2, 16, 140)).short()
+    fresh = torch.randperm(7)[:num_fresh].int()
+    expected_tables, expected = tables.clone(), cache.clone()
+    expected_tables[slots.long(), places.long()] = blocks
+    expected[:, :, fresh.long()] = 0
+    begin_pages(tables, slots, places, blocks, cache, fresh)
+    assert torch.equal(tables, expected_tables) and torch.equal(cache, expected)

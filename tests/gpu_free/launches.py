@@ -13,6 +13,7 @@ from torch import Tensor
 from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.logprobs import logprobs
+from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.kernels.gpu.sampling import sample
 from octavo.services.executor.cache import KvCache
@@ -66,7 +67,13 @@ def choose(dtype: torch.dtype) -> None:
     logprobs(logits, state, rows, rows, chosen, top, empty(8, MAX_LOGPROBS))
 
 
-OTHERS: dict[str, Callable[[torch.dtype], object]] = {"choose": choose}
+def change_pages(dtype: torch.dtype) -> None:
+    """What a step changes before it runs."""
+    cache = torch.empty(2, 2, 10, 8, 64, 128, dtype=torch.int32 if dtype == torch.float32 else torch.int16, device=META)
+    begin_pages(empty(NUM_SLOTS + 1, MAX_BLOCKS), empty(3), empty(3), empty(3), cache, empty(2))
+
+
+OTHERS: dict[str, Callable[[torch.dtype], object]] = {"choose": choose, "change_pages": change_pages}
 
 
 def launch(name: str, dtype: torch.dtype) -> None:

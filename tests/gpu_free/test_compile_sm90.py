@@ -40,6 +40,7 @@ USES = {
     "prefill_attention._prefill": [TMA, WGMMA],
     "prefill_hopper._prefill_items": [TMA, WGMMA],
     "work_list._plan": [],  # reads a few kilobytes
+    "pages._begin_pages": [],  # writes
 }
 
 
