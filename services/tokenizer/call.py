@@ -120,17 +120,19 @@ class Call:
         return all(choice.finish_reason is not None for choice in self.choices)
 
     def show(self, choice: Choice, text: str) -> Emitted | None:
-        """The chunk for new text of a choice, if there is anything to send; the last one ends the call."""
+        """The chunk for new tokens of a choice, if it streams; the last one ends the call.
+
+        There is one for tokens without text, too: of a character's first bytes, or of what may become a stop string.
+        """
         if not self._streams:
             choice.text += text
             return Emitted((self._body(), choice.index, b"", choice.num_chars)) if self.is_finished else None
-        if not text and choice.finish_reason is None:
+        ids, chunk = choice.take_unsent_ids(), b""
+        if not ids and choice.finish_reason is None:
             return None
-        chunk = b""
         if not choice.was_opened:
             choice.was_opened = True
             chunk = self._response.first_chunk(choice.index, choice.prompt_ids if self._shows_ids else None)
-        ids = choice.take_unsent_ids()
         shown_ids = ids.tolist() if self._shows_ids else None
         chunk += self._response.chunk(choice.index, text, choice.finish_reason, shown_ids)
         if self.is_finished:

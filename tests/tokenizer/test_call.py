@@ -1,5 +1,7 @@
 """Choices turn tokens into text once, whoever sent their beginning; calls turn that into bytes."""
 
+import json
+
 import msgspec
 from tests.tokenizer.core_harness import END, VOCABULARY, chat, completion, encode
 
@@ -78,10 +80,22 @@ def test_the_role_is_said_with_the_first_text_and_the_prompt_if_it_was_asked_for
     assert second[1:] == (0, pack(encode("b")), 2)
 
 
-def test_nothing_is_said_while_there_is_no_text() -> None:
+def test_nothing_is_said_while_there_is_no_token() -> None:
     call = make_call(chat())
     choice = call.choices[0]
-    assert call.show(choice, choice.feed(encode("é")[:0], None)) is None
+    assert call.show(choice, choice.feed([], None)) is None
+
+
+def test_a_token_without_text_is_told_when_it_comes() -> None:
+    """Its ids count, and a client that measures time between chunks sees when they came."""
+    call = make_call(completion(return_token_ids=True))
+    choice, ids = call.choices[0], encode("𐍈")
+    assert len(ids) > 1
+    told = [call.show(choice, choice.feed([id], None)) for id in ids]
+    bodies = [json.loads(each[0].rpartition(b"data: ")[2]) for each in told if each is not None]
+    assert len(bodies) == len(ids)
+    assert [body["choices"][0]["text"] for body in bodies] == [""] * (len(ids) - 1) + ["𐍈"]
+    assert [body["choices"][0]["token_ids"] for body in bodies] == [[id] for id in ids]
 
 
 def test_an_answer_without_text_still_says_role_and_end() -> None:

@@ -30,7 +30,7 @@ class Fp8Linear:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
         from octavo.kernels.gpu.fp8_linear import few_rows_linear, fits
 
-        row = of_one_row(x, self._values, self._scale, self.bias, residual, norm) if gate is None else None
+        row = of_one_row(x, self._values, self._scale, self.bias, residual, norm, gate)
         if row is not None:
             return row
         rows = _quantized(x, norm, gate)

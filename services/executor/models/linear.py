@@ -40,7 +40,7 @@ class Linear:
     ) -> Tensor:
         """norm: of x. gate: an activation; x is then [rows, 2 * in], as `gated` takes it."""
         if x.is_cuda:
-            row = of_one_row(x, self._weight, None, self.bias, residual, norm) if gate is None else None
+            row = of_one_row(x, self._weight, None, self.bias, residual, norm, gate)
             if row is not None:
                 return row
         if norm is not None:
@@ -76,12 +76,15 @@ def of_one_row(
     bias: Tensor | None,
     residual: Tensor | None,
     norm: NormLayer | None,
+    gate: str | None,
 ) -> Tensor | None:
     """The layer by the GPU's kernel for one row; None where that does not fit. scale: [out], of an FP8 weight."""
     from octavo.kernels.gpu.linear import fits, one_row_linear
 
     if not fits(x, weight):
         return None
+    if gate is not None:  # of which `gated_of_one_row` knows nothing
+        x = gated(x, gate)
     if bias is not None:
         residual = bias[None] if residual is None else residual + bias
     x, rms = _rms_of(x, norm)
