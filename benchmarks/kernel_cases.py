@@ -17,6 +17,7 @@ from octavo.kernels import rope
 from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
+from octavo.kernels.gpu.decode_few import decode_few
 from octavo.kernels.gpu.gated_linear import gated_linear
 from octavo.kernels.gpu.linear import one_row_linear
 from octavo.kernels.gpu.prefill_attention import prefill_attention
@@ -24,6 +25,7 @@ from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
 from octavo.kernels.gpu.sampler_state import pack_state
 from octavo.kernels.gpu.sampling import sample
+from octavo.kernels.gpu.work_list import plan_work
 
 Call = Callable[[], object]
 
@@ -35,7 +37,8 @@ SCALE = 1 / math.sqrt(DIM)
 ROTATED_BYTES = 256 * 2**20  # four times the second-level cache
 MOST_COPIES = 64
 
-DECODING = ((1, 1024), (1, 32_768), (8, 4096), (16, 1024), (32, 4096), (64, 1024), (256, 1024))
+DECODING_FEW = ((1, 1024), (1, 32_768), (8, 4096))
+DECODING = ((16, 1024), (32, 4096), (64, 1024), (256, 1024))
 PREFILLED = (1024, 4096, 16_384)
 TOKENS = (1, 64, 256, 8192)
 GATED = (1024, 8192)
@@ -75,6 +78,7 @@ class Case:
 
 
 def all_cases(device: torch.device) -> Iterator[Case]:
+    yield from (decoding_few(device, requests, length) for requests, length in DECODING_FEW)
     yield from (decoding(device, requests, length) for requests, length in DECODING)
     yield from (prefilling(device, tokens) for tokens in PREFILLED)
     for tokens in TOKENS:
@@ -101,15 +105,47 @@ def decoding(device: torch.device, requests: int, length: int) -> Case:
         q = _random(device, requests, HEADS, DIM)
         out, scratch = torch.empty_like(q), torch.empty(scratch_size(requests, HEADS, KV_HEADS, DIM), device=device)
 
+        work = plan_work(slots, positions, KV_HEADS, PAGE, requests)  # once a step, for all layers
+
         def call() -> Call:
             keys, values = (page_boxes(_random(device, num_blocks, KV_HEADS, PAGE, DIM)) for _ in range(2))
-            return lambda: decode_attention(q, keys, values, tables, slots, positions, scratch, out, KV_HEADS, SCALE)
+            return lambda: decode_attention(
+                q, keys, values, tables, slots, positions, scratch, out, KV_HEADS, SCALE, work=work
+            )
 
         return _copies(call, kv_bytes)
 
     q_bytes = requests * HEADS * DIM * DTYPE.itemsize
     flops = 4 * requests * length * HEADS * DIM
     return Case("decode_attention", f"{requests} x {length}", kv_bytes + 2 * q_bytes, flops, make)
+
+
+def decoding_few(device: torch.device, requests: int, length: int) -> Case:
+    """With norm, RoPE and cache write, as the engine does it for so few."""
+    kv_bytes = 2 * requests * length * KV_HEADS * DIM * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        num_blocks = requests * length // PAGE
+        tables = _shuffled(device, num_blocks).view(requests, -1)
+        slots, positions = _range(device, requests), _full(device, requests, length - 1)
+        qkv = _random(device, requests, (HEADS + 2 * KV_HEADS) * DIM)
+        turns = _random(device, length, 1, DIM), _random(device, length, 1, DIM)
+        norms = _random(device, DIM), _random(device, DIM)
+        out = _random(device, requests, HEADS, DIM)
+        scratch = torch.empty(scratch_size(requests, HEADS, KV_HEADS, DIM), device=device)
+
+        def call() -> Call:
+            keys, values = (_random(device, num_blocks, KV_HEADS, PAGE, DIM) for _ in range(2))
+            boxes, projection = (
+                (page_boxes(keys), page_boxes(values)),
+                Projection(qkv, HEADS, keys, values, *turns, False, *norms, 1e-6),
+            )
+            return lambda: decode_few(projection, *boxes, tables, slots, positions, scratch, out, SCALE)
+
+        return _copies(call, kv_bytes)
+
+    flops = 4 * requests * length * HEADS * DIM
+    return Case("decode_few", f"{requests} x {length}", kv_bytes, flops, make)
 
 
 def prefilling(device: torch.device, tokens: int) -> Case:

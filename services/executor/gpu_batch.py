@@ -63,7 +63,8 @@ def plan_step(step: Step, slots: Slots) -> Plan:
     _change_table(plan, grown, [slots.num_blocks[slot] - 1 for slot in grown], grown_blocks)
     plan.fresh_blocks += grown_blocks
     num_computed = slots.num_computed
-    plan.slots = list(slots.decoding)
+    # Side by side those that share a prefix: they attend at the same time, and memory is read for one of them.
+    plan.slots = sorted(slots.decoding, key=slots.first_blocks.__getitem__)
     plan.positions = [num_computed[slot] for slot in plan.slots]
     for slot in plan.slots:
         num_computed[slot] += 1

@@ -18,6 +18,7 @@ class Slots:
         self.last_tokens = torch.zeros(num_slots, dtype=torch.int64)
         self.num_computed = [0] * num_slots
         self.num_blocks = [0] * num_slots
+        self.first_blocks = [null_block] * num_slots
         self.params: list[SamplingParams | None] = [None] * num_slots
         self.decoding: dict[int, None] = {}  # an ordered set
         self._known: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * num_slots
@@ -56,6 +57,7 @@ class Slots:
         self.params[slot] = request.params
         self.num_computed[slot] = request.num_computed
         self.num_blocks[slot] = len(blocks)
+        self.first_blocks[slot] = blocks[0]
         self.block_tables[slot].fill_(self._null_block)
         self.block_tables[slot, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         # The cached prefix is whole blocks that others filled; the ones behind it are this slot's own.

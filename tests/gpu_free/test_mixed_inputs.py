@@ -62,6 +62,19 @@ def test_every_row_is_told_and_the_rest_is_nobodys(num_decoding: int, lengths: l
     assert sorted(covered) == list(range(num_decoding, inputs.rows))
 
 
+def test_requests_that_share_a_prefix_are_rows_side_by_side() -> None:
+    slots = Slots(NUM_SLOTS, 40, BLOCK_SIZE, 10**6)
+    prefixes = [random.Random(1).randrange(4) for _ in range(20)]
+    new = [
+        NewRequest(slot, pack(range(BLOCK_SIZE + 3)), BLOCK_SIZE, pack([prefix, 100 + slot]), PARAMS)
+        for slot, prefix in enumerate(prefixes)
+    ]
+    plan_step(Step(1, 1, new=new, chunk_slots=pack(range(20)), chunk_lengths=pack([3] * 20)), slots)
+    plan = plan_step(Step(1, 2), slots)
+    assert [prefixes[slot] for slot in plan.slots] == sorted(prefixes) and sorted(plan.slots) == list(range(20))
+    assert plan.sampled_slots == plan.slots
+
+
 def test_a_step_of_too_many_chunks_is_not_for_a_graph() -> None:
     assert MixedInputs(128, NUM_SLOTS).sections(plan_of(0, [5] * LEAST_CHUNKS)) is None
 
