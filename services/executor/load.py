@@ -1,4 +1,4 @@
-"""From a config to an engine that is ready to run: where it runs; `load_cpu.py` and `load_gpu.py` do the rest."""
+"""From a config to an engine that is ready to run: where it runs; `load_cpu.py` and `gpu/load.py` do the rest."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from octavo.shared.process import Stopwatch
 
 if TYPE_CHECKING:
     from octavo.services.executor.engine import Engine
-    from octavo.services.executor.gpu_engine import GpuEngine
+    from octavo.services.executor.gpu.engine import GpuEngine
 
 LEAST_CAPABILITY = (9, 0)
 """Of a GPU: older ones have no tensor memory accelerator, and nobody has tried the kernels on them."""
@@ -46,7 +46,7 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
     torch.set_grad_enabled(False)
     watch.report("torch", detail=f"{torch.__version__}, {device}, {torch.get_num_threads()} threads")
     if device == "cuda":
-        from octavo.services.executor.load_gpu import load_gpu
+        from octavo.services.executor.gpu.load import load_gpu
 
         return load_gpu(config, files, watch)
     from octavo.services.executor.load_cpu import load_cpu

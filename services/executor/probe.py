@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from octavo.services.executor.gpu_limits import has_c_compiler
+from octavo.services.executor.gpu.limits import has_c_compiler
 from octavo.services.executor.load import LEAST_CAPABILITY, choose_device
 from octavo.services.executor.memory import GIB
 from octavo.services.executor.source import has_bfloat16

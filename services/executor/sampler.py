@@ -1,6 +1,6 @@
 """Logits to token ids, each row by its own request's parameters; and the logprobs that requests ask for.
 
-`gpu_sampler` does the same on a GPU, within the step.
+`gpu/sampler.py` does the same on a GPU, within the step.
 """
 
 import sys

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from octavo.services.executor.late_compiles import LateCompiles
+from octavo.services.executor.gpu.late_compiles import LateCompiles
 
 KEY = "[('*bf16', 'D'), ('i32', ''), ('constexpr', 64)]{'num_warps': 4}"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.services.executor.gpu_limits import check_supported, memory_for
+from octavo.services.executor.gpu.limits import check_supported, memory_for
 from octavo.services.executor.load import load_engine
 from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.source import choose_dtype, open_model

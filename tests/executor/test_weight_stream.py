@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from octavo.services.executor.gpu.weight_stream import AHEAD_BYTES, PIECE_BYTES, Arriving, to_device
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.families import build_spec
-from octavo.services.executor.weight_stream import AHEAD_BYTES, PIECE_BYTES, Arriving, to_device
 from octavo.services.executor.weights import check_weights, dummy_weights, expected_shapes
 from octavo.shared.errors import ModelError
 

@@ -45,7 +45,7 @@ def on_gpu(logits: Tensor, params: list[SamplingParams], positions: list[int], t
     """The tokens of the kernels, for rows in slots in random order; the slots' last tokens are checked."""
     from octavo.kernels.gpu.sampler_state import COLUMNS
     from octavo.kernels.gpu.sampling import sample
-    from octavo.services.executor.gpu_sampler import state_row
+    from octavo.services.executor.gpu.sampler import state_row
 
     rows = len(logits)
     slots = torch.randperm(rows)
@@ -204,7 +204,7 @@ def test_a_token_depends_on_no_other_row() -> None:
 def test_logprobs(rows: int, vocab: int, dtype: torch.dtype) -> None:
     from octavo.kernels.gpu.logprobs import logprobs
     from octavo.kernels.gpu.sampler_state import COLUMNS
-    from octavo.services.executor.gpu_sampler import state_row
+    from octavo.services.executor.gpu.sampler import state_row
 
     logits = (torch.randn(rows, vocab, device="cuda") * 3).to(dtype)
     logits[:, ::5] = -math.inf
@@ -234,7 +234,7 @@ def test_logprobs(rows: int, vocab: int, dtype: torch.dtype) -> None:
 
 def test_the_sampler_of_the_engine_is_that_of_the_cpu() -> None:
     """Twelve tokens of requests with all kinds of parameters, fed back: counts, positions and logprobs included."""
-    from octavo.services.executor.gpu_sampler import GpuSampler
+    from octavo.services.executor.gpu.sampler import GpuSampler
     from octavo.shared.messages import ModelInfo
 
     vocab, rows = 3000, 16

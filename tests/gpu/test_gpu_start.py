@@ -12,9 +12,9 @@ import pytest
 import torch
 from tests.tools.pipeline import Pipeline
 
+from octavo.services.executor.gpu.weight_stream import AHEAD_BYTES, to_device
 from octavo.services.executor.load import load_engine
 from octavo.services.executor.models.families import build_spec
-from octavo.services.executor.weight_stream import AHEAD_BYTES, to_device
 from octavo.services.executor.weights import dummy_weights
 from octavo.shared.config import Config
 from octavo.shared.errors import ConfigError

@@ -18,8 +18,8 @@ from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.kernels.gpu.sampling import sample
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.fp8_weights import settle
-from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
-from octavo.services.executor.load_gpu import BLOCK_SIZE
+from octavo.services.executor.gpu.batch import GpuAttention, GpuCache
+from octavo.services.executor.gpu.load import BLOCK_SIZE
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.families import build_spec
 from octavo.services.executor.weights import expected_shapes

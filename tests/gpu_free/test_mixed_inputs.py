@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("triton", reason="the kernels' tile size is told by a module that needs Triton")
 
 from octavo.kernels.gpu.chunks import TILE  # behind the skip
-from octavo.services.executor.gpu_batch import Plan, plan_step
-from octavo.services.executor.gpu_mixed import LEAST_CHUNKS, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu.batch import Plan, plan_step
+from octavo.services.executor.gpu.mixed import LEAST_CHUNKS, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import NewRequest, Step, pack
 from octavo.shared.sampling import SamplingParams

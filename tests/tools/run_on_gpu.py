@@ -5,8 +5,8 @@ from torch import Tensor
 
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.services.executor.cache import KvCache
-from octavo.services.executor.gpu_batch import GpuAttention, GpuCache
-from octavo.services.executor.load_gpu import BLOCK_SIZE
+from octavo.services.executor.gpu.batch import GpuAttention, GpuCache
+from octavo.services.executor.gpu.load import BLOCK_SIZE
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.models.spec import Decoder
 

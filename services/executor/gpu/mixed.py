@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from octavo.kernels.gpu.chunks import TILE, Chunks
-from octavo.services.executor.gpu_batch import Plan
+from octavo.services.executor.gpu.batch import Plan
 
 STEP_ROWS = 128
 STEPS = ((1024, STEP_ROWS), (2048, 256), (8192, 512))  # up to so many rows, a graph for each multiple

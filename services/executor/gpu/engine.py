@@ -18,9 +18,9 @@ from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
-from octavo.services.executor.gpu_batch import GpuAttention, GpuCache, Plan, plan_step
-from octavo.services.executor.gpu_mixed import MOST_FILLING, NOBODY, MixedInputs, mixed_sizes, rows_of_graph
-from octavo.services.executor.gpu_sampler import GpuSampler, PendingLogprobs
+from octavo.services.executor.gpu.batch import GpuAttention, GpuCache, Plan, plan_step
+from octavo.services.executor.gpu.mixed import MOST_FILLING, NOBODY, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu.sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack

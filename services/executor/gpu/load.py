@@ -10,14 +10,14 @@ from octavo.kernels.gpu.compile_hooks import on_compile
 from octavo.kernels.gpu.decode_attention import scratch_size
 from octavo.services.executor.cache import bytes_per_block, uniform_attention
 from octavo.services.executor.fp8_weights import check_device, is_linear, settle
-from octavo.services.executor.gpu_engine import GpuEngine
-from octavo.services.executor.gpu_limits import check_supported, memory_for
-from octavo.services.executor.gpu_mixed import mixed_sizes
-from octavo.services.executor.late_compiles import LateCompiles
+from octavo.services.executor.gpu.engine import GpuEngine
+from octavo.services.executor.gpu.late_compiles import LateCompiles
+from octavo.services.executor.gpu.limits import check_supported, memory_for
+from octavo.services.executor.gpu.mixed import mixed_sizes
+from octavo.services.executor.gpu.weight_stream import Arriving, to_device
 from octavo.services.executor.memory import GIB, GpuPlan, check_weights_fit, longest_request, plan_gpu, step_bytes
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.source import Source, open_model
-from octavo.services.executor.weight_stream import Arriving, to_device
 from octavo.services.executor.weights import expected_shapes
 from octavo.shared.config import Config
 from octavo.shared.messages import ModelInfo
