@@ -3,7 +3,7 @@
 DEFAULT_MAX_STEP_S = {"cuda": 0.040}
 """By device: how long a step may take while requests decode, if the config does not say."""
 LEAST_TOKENS = 256
-"""A prompt goes on at least so fast, however long a step takes."""
+"""A prompt goes on at least half so fast, however long a step takes."""
 AT_FIRST = 1024
 """Tokens of the first such steps, before any has been timed."""
 WORTH_TIMING = 128

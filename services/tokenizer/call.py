@@ -128,7 +128,7 @@ class Call:
             choice.text += text
             return Emitted((self._body(), choice.index, b"", choice.num_chars)) if self.is_finished else None
         ids, chunk = choice.take_unsent_ids(), b""
-        if not ids and choice.finish_reason is None:
+        if not (ids or text) and choice.finish_reason is None:
             return None
         if not choice.was_opened:
             choice.was_opened = True

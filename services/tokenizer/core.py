@@ -178,8 +178,7 @@ class TokenizerCore:
         if choice.finish_reason is not None and reason is None:
             # A stop string has ended it; the scheduler cannot know.
             self._out.to_scheduler.append(Cancel([choice.id]))
-        if text or choice.finish_reason is not None:
-            self._emit(call, choice, text)
+        self._emit(call, choice, text)
 
     def _emit(self, call: Call, choice: Choice, text: str) -> None:
         emitted = call.show(choice, text)

@@ -13,6 +13,8 @@ from octavo.shared.config import Config
 from octavo.shared.messages import (
     TO_TOKENIZER_FROM_GATEWAY,
     TO_TOKENIZER_FROM_SCHEDULER,
+    CancelCall,
+    Generate,
     Heartbeat,
     Join,
     Message,
@@ -33,6 +35,8 @@ from octavo.shared.transport import (
 FRAMES_PER_TURN = 4
 """Of the scheduler, each with a step's tokens: what they bring is sent on before more are looked at, so that
 a tokenizer that lags behind neither holds text back nor falls silent."""
+TURN_S = 0.005
+"""No text waits for longer until a burst of prompts is encoded, each of which takes milliseconds."""
 
 
 def serve(config: Config, folder: Path) -> None:
@@ -64,8 +68,9 @@ def serve(config: Config, folder: Path) -> None:
             for message in gateway.receive():
                 heard[gateway] = now
                 calls.append((index, message))
-        if calls:
-            # One a turn: a prompt takes milliseconds, and no text shall wait until a burst of prompts is encoded.
+                if isinstance(message, CancelCall):  # what is cancelled need not be encoded any more
+                    calls = deque(each for each in calls if not _begins(each[1], message))
+        while calls and time.monotonic() < now + TURN_S:
             core.hear_gateway(*calls.popleft())
         if now - asked > ASK_AGAIN_S:
             asked = now
@@ -78,6 +83,10 @@ def serve(config: Config, folder: Path) -> None:
             for gateway in gateways:
                 gateway.send(Heartbeat(core.is_ready, core.stats))
     pulse.end()
+
+
+def _begins(message: Message, cancelled: CancelCall) -> bool:
+    return isinstance(message, Generate) and message.id == cancelled.id
 
 
 def _send(outbox: Outbox, gateways: Sequence[Link[Message]], scheduler: Link[Message]) -> None:

@@ -60,6 +60,26 @@ def test_greedy_equals_transformers(tmp_path: Path, model_type: str, changes: di
         assert (logits.amax(1) - chosen).max() < 1e-3
 
 
+@pytest.mark.parametrize(
+    "model_type, changes",
+    [
+        ("mpt", {"d_model": 192, "n_heads": 4, "n_layers": 2, "max_seq_len": 512}),
+        ("olmo2", {"max_position_embeddings": 512}),
+    ],
+)
+def test_steps_may_be_longer_than_any_request(tmp_path: Path, model_type: str, changes: dict[str, Any]) -> None:
+    """Of models that look up a table by position."""
+    torch.manual_seed(1)
+    config = CONFIG_MAPPING[model_type](**{**COMMON, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    engine = load_engine(
+        Config(model=str(tmp_path), device="cuda", dtype="bfloat16", max_num_seqs=32, num_kv_blocks=400), Stopwatch()
+    )
+    assert engine.info.max_num_batched_tokens > engine.info.max_model_len
+    prompts = [[each] * 300 for each in range(20)]
+    assert [len(each) for each in Pipeline(engine).generate(prompts, GREEDY)] == [NUM_TOKENS] * 20
+
+
 @pytest.mark.parametrize("model_type, changes", [("llama", {}), ("bloom", {"n_head": 8, "n_layer": 4})])
 def test_greedy_with_a_cache_in_fp8_is_near_transformers(
     tmp_path: Path, model_type: str, changes: dict[str, Any]

@@ -8,8 +8,9 @@ pytest.importorskip("triton", reason="the kernels' tile size is told by a module
 
 from octavo.kernels.gpu.chunks import TILE  # behind the skip
 from octavo.services.executor.gpu.batch import Plan, plan_step
-from octavo.services.executor.gpu.mixed import LEAST_CHUNKS, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu.mixed import LEAST_CHUNKS, STEPS, MixedInputs, mixed_sizes, rows_of_graph
 from octavo.services.executor.slots import Slots
+from octavo.services.scheduler.pace import MULTIPLES
 from octavo.shared.messages import NewRequest, Step, pack
 from octavo.shared.sampling import SamplingParams
 
@@ -85,6 +86,23 @@ def test_sections_begin_where_kernels_expect_them() -> None:
         ends = [start + size for start, size in zip(inputs.starts, inputs.sizes, strict=True)]
         assert all(start % 4 == 0 for start in inputs.starts)
         assert all(end <= start for end, start in zip(ends, inputs.starts[1:], strict=False))
+
+
+@pytest.mark.parametrize("max_model_len", [256, 300, 512, 1000, 1024, 2048, 5000])
+def test_no_position_of_a_rehearsal_is_beyond_the_longest_request(max_model_len: int) -> None:
+    """Then all rows of a graph are nobody's."""
+    for rows in mixed_sizes(8192, max_model_len):
+        sections = MixedInputs(rows, NUM_SLOTS).sections(Plan())
+        assert sections is not None
+        slots, positions, lengths, totals = sections[0], sections[1], sections[6], sections[7]
+        assert (
+            set(slots) == {NUM_SLOTS} and max(positions) < max_model_len and sum(lengths[: lengths.index(-1)]) == rows
+        )
+        assert max(totals) <= max_model_len
+
+
+def test_steps_are_cut_to_what_there_are_graphs_for() -> None:
+    assert MULTIPLES == STEPS
 
 
 def test_small_contexts_have_no_graphs() -> None:

@@ -80,7 +80,7 @@ def _plan(config: Config, source: Source, block_size: int, kv_dtype: torch.dtype
     num_slots, num_tokens = config.max_num_seqs or 1024, config.max_num_batched_tokens or 8192
     attention = uniform_attention(spec)
     most_heads = max(layer.attention.heads for layer in spec.layers)
-    recorded = mixed_sizes(num_tokens, source.limit)
+    recorded = mixed_sizes(num_tokens, min(config.max_model_len or source.limit, source.limit))
     most_tokens = num_tokens + max(recorded, default=0)  # recorded steps have memory of their own
     steps = step_bytes(spec, dtype.itemsize, most_tokens, num_slots, num_slots)
     steps += 4 * scratch_size(num_slots, most_heads, attention.kv_heads, attention.head_dim)

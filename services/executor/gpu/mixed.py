@@ -74,26 +74,27 @@ class MixedInputs:
 
     def sections(self, plan: Plan) -> list[list[int]] | None:
         """A plan, its rows filled up, as this graph reads it; None if it has too many chunks."""
-        num_rows, num_chunks = len(plan.slots), len(plan.chunk_rows)
-        filling = self.rows - num_rows
-        lengths, totals = plan.chunk_lengths, plan.chunk_totals
-        chunk_rows, chunk_slots, tiles = plan.chunk_rows, plan.chunk_slots, plan.tiles
-        if filling:
-            chunk_rows, lengths, totals = [*chunk_rows, num_rows], [*lengths, filling], [*totals, filling]
-            chunk_slots = [*chunk_slots, self.num_slots]
-            tiles = tiles + [(num_chunks, first) for first in range(0, filling, TILE)]
-        if len(chunk_rows) > self.num_chunks:
+        num_rows, num_chunks, num_decoding = len(plan.slots), len(plan.chunk_rows), plan.num_decoding
+        # Of a real step less than one chunk; of a rehearsal all rows, and no chunk may be longer than a request.
+        filling = range(0, self.rows - num_rows, _step(self.rows))
+        fills = [min(_step(self.rows), self.rows - num_rows - first) for first in filling]
+        if num_chunks + len(fills) > self.num_chunks:
             return None
-        num_decoding = plan.num_decoding
+        tiles = plan.tiles + [(num_chunks + i, first) for i, fill in enumerate(fills) for first in range(0, fill, TILE)]
         sections = [
-            plan.slots + [self.num_slots] * filling,
-            [*plan.positions, *range(filling)],
-            [NOBODY] * num_decoding + plan.token_ids + [0] * filling,
+            plan.slots + [self.num_slots] * sum(fills),
+            plan.positions + [position for fill in fills for position in range(fill)],
+            [NOBODY] * num_decoding + plan.token_ids + [0] * sum(fills),
             plan.positions[:num_decoding],
             plan.sampled_rows + [0] * (self.num_decoding - len(plan.sampled_rows)),
-            chunk_rows, lengths, totals, chunk_slots, [chunk for chunk, _ in tiles], [first for _, first in tiles],
+            plan.chunk_rows + [num_rows + first for first in filling],
+            plan.chunk_lengths + fills,
+            plan.chunk_totals + fills,
+            plan.chunk_slots + [self.num_slots] * len(fills),
+            [chunk for chunk, _ in tiles],
+            [first for _, first in tiles],
             [len(tiles)],
-        ]  # fmt: skip
+        ]
         return [section + [NOBODY] * (size - len(section)) for section, size in zip(sections, self.sizes, strict=True)]
 
     def views(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Chunks]:
