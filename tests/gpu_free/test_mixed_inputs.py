@@ -8,7 +8,14 @@ pytest.importorskip("triton", reason="the kernels' tile size is told by a module
 
 from octavo.kernels.gpu.chunks import TILE  # behind the skip
 from octavo.services.executor.gpu.batch import Plan, plan_step
-from octavo.services.executor.gpu.mixed import LEAST_CHUNKS, STEPS, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu.mixed import (
+    LEAST_CHUNKS,
+    STEPS,
+    MixedInputs,
+    graph_inputs,
+    mixed_sizes,
+    rows_of_graph,
+)
 from octavo.services.executor.slots import Slots
 from octavo.services.scheduler.pace import MULTIPLES
 from octavo.shared.messages import NewRequest, Step, pack
@@ -41,7 +48,7 @@ def plan_of(num_decoding: int, lengths: list[int]) -> Plan:
 def test_every_row_is_told_and_the_rest_is_nobodys(num_decoding: int, lengths: list[int]) -> None:
     plan = plan_of(num_decoding, lengths)
     num_rows = num_decoding + sum(lengths)
-    inputs = MixedInputs(-(-num_rows // 128) * 128, NUM_SLOTS)
+    inputs = graph_inputs(num_rows, NUM_SLOTS)
     sections = inputs.sections(plan)
     assert sections is not None and [len(section) for section in sections] == inputs.sizes
     slots, positions, token_ids, decoding, sampled = sections[:5]
@@ -76,13 +83,23 @@ def test_requests_that_share_a_prefix_are_rows_side_by_side() -> None:
     assert plan.sampled_slots == plan.slots
 
 
+def test_a_step_without_a_graph_is_told_in_the_same_way() -> None:
+    plan = plan_of(7, [100, 64, 65])
+    sections = MixedInputs(len(plan.slots), NUM_SLOTS, 3).sections(plan)
+    assert sections is not None
+    slots, positions, token_ids, decoding, sampled, rows, lengths, totals = sections[:8]
+    assert (slots, positions, token_ids[7:]) == (plan.slots, plan.positions, plan.token_ids)
+    assert (decoding[:7], sampled[:10]) == (plan.positions[:7], plan.sampled_rows)
+    assert (rows, lengths, totals) == (plan.chunk_rows, plan.chunk_lengths, plan.chunk_totals)
+
+
 def test_a_step_of_too_many_chunks_is_not_for_a_graph() -> None:
-    assert MixedInputs(128, NUM_SLOTS).sections(plan_of(0, [5] * LEAST_CHUNKS)) is None
+    assert graph_inputs(128, NUM_SLOTS).sections(plan_of(0, [5] * LEAST_CHUNKS)) is None
 
 
 def test_sections_begin_where_kernels_expect_them() -> None:
     for rows in mixed_sizes(8192, 4096):
-        inputs = MixedInputs(rows, random.Random(rows).randrange(1, 2000))
+        inputs = graph_inputs(rows, random.Random(rows).randrange(1, 2000))
         ends = [start + size for start, size in zip(inputs.starts, inputs.sizes, strict=True)]
         assert all(start % 4 == 0 for start in inputs.starts)
         assert all(end <= start for end, start in zip(ends, inputs.starts[1:], strict=False))
@@ -92,7 +109,7 @@ def test_sections_begin_where_kernels_expect_them() -> None:
 def test_no_position_of_a_rehearsal_is_beyond_the_longest_request(max_model_len: int) -> None:
     """Then all rows of a graph are nobody's."""
     for rows in mixed_sizes(8192, max_model_len):
-        sections = MixedInputs(rows, NUM_SLOTS).sections(Plan())
+        sections = graph_inputs(rows, NUM_SLOTS).sections(Plan())
         assert sections is not None
         slots, positions, lengths, totals = sections[0], sections[1], sections[6], sections[7]
         assert (

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.compile_hooks import compiling_only
 from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu.batch import GpuAttention, GpuCache, Plan, plan_step
-from octavo.services.executor.gpu.mixed import MOST_FILLING, NOBODY, MixedInputs, mixed_sizes, rows_of_graph
+from octavo.services.executor.gpu.mixed import MOST_FILLING, MixedInputs, graph_inputs, mixed_sizes
 from octavo.services.executor.gpu.sampler import GpuSampler, PendingLogprobs
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
@@ -187,7 +186,7 @@ class GpuEngine:
 
     def _fill_up_mixed(self, rows: int) -> MixedInputs:
         """Have a step with chunks consist of rows that belong to no slot."""
-        inputs = MixedInputs(rows, self.info.num_slots)
+        inputs = graph_inputs(rows, self.info.num_slots)
         sections = inputs.sections(Plan())
         assert sections is not None
         torch.cuda.current_stream().synchronize()  # the last upload has left its pinned memory
@@ -207,45 +206,26 @@ class GpuEngine:
         return self._model.hidden_of(rows, positions, attention, sampled, is_rehearsal)
 
     def _run_mixed(self, plan: Plan) -> Tensor:
+        inputs = graph_inputs(len(plan.slots), self.info.num_slots)
+        recorded = self._mixed.get(inputs.rows)
+        sections = inputs.sections(plan) if recorded else None
+        if sections is None:  # there is no graph for it
+            recorded, inputs = None, MixedInputs(len(plan.slots), self.info.num_slots, len(plan.chunk_rows))
+            sections = inputs.sections(plan)
+            assert sections is not None
+        sampled_positions = [plan.positions[row] for row in plan.sampled_rows]
+        *_, slots, positions = self._upload([*sections, plan.sampled_slots, sampled_positions], plan, inputs.starts)
+        if recorded is None:
+            hidden = self._mix(inputs)
+        else:
+            graph, hidden = recorded
+            graph.replay()
         num_sampled = len(plan.sampled_slots)
-        hidden, slots, positions = self._replay_mixed(plan) or self._launch_mixed(plan)
         tokens = self._tokens[:num_sampled]
         if num_sampled:
             logits = self._model.logits(hidden[:num_sampled])
             self._sampler.choose(logits, slots, positions, tokens, self._last)
         return tokens
-
-    def _replay_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The last layer's output in the rows to sample, and their slots and positions; None if there is no graph."""
-        inputs = MixedInputs(rows_of_graph(len(plan.slots)), self.info.num_slots)
-        recorded = self._mixed.get(inputs.rows)
-        sections = inputs.sections(plan) if recorded else None
-        if recorded is None or sections is None:
-            return None
-        sampled_positions = [plan.positions[row] for row in plan.sampled_rows]
-        views = self._upload([*sections, plan.sampled_slots, sampled_positions], plan, inputs.starts)
-        graph, hidden = recorded
-        graph.replay()
-        return hidden, views[-2], views[-1]
-
-    def _launch_mixed(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """The same kernel by kernel."""
-        tile_chunks, tile_starts = [chunk for chunk, _ in plan.tiles], [start for _, start in plan.tiles]
-        slots, positions, token_ids, rows, lengths, totals, chunk_slots, chunks, starts, num, sampled, sampled_slots = (
-            self._upload(
-                [
-                    plan.slots, plan.positions, [NOBODY] * plan.num_decoding + plan.token_ids, plan.chunk_rows,
-                    plan.chunk_lengths, plan.chunk_totals, plan.chunk_slots, tile_chunks, tile_starts,
-                    [len(plan.tiles)], plan.sampled_rows or [0], plan.sampled_slots,
-                ],
-                plan,
-            )
-        )  # fmt: skip
-        told = Chunks(rows, lengths, totals, chunk_slots, chunks, starts, num)
-        attention = GpuAttention(self._cache, slots, positions, plan.num_decoding, told)
-        embedded = gather(self._model.embed, self._last, slots, token_ids)
-        hidden = self._model.hidden_of(embedded, positions, attention, sampled)
-        return hidden, sampled_slots, positions.index_select(0, sampled)
 
     def _upload(self, sections: list[list[int]], plan: Plan, fixed: Sequence[int] = ()) -> list[Tensor]:
         """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.
@@ -296,4 +276,4 @@ def batch_sizes(num_slots: int) -> list[int]:
 def _input_size(info: ModelInfo, max_blocks: int) -> int:
     """The most that a step uploads, in int32: rows of all kinds, a table and a sampling state for each slot, gaps."""
     rows = info.max_num_batched_tokens + MOST_FILLING
-    return 5 * rows + info.num_slots * (10 + COLUMNS + 4 * (max_blocks + 1)) + 256
+    return 5 * rows + info.num_slots * (16 + COLUMNS + 4 * (max_blocks + 1)) + 256

@@ -1,7 +1,8 @@
 """Steps with chunks of prompts as CUDA graphs: each for a number of rows, whatever the rows are.
 
 Launching the kernels of such a step one by one takes the host ten milliseconds and more, longer than a small step, or
-any step of a small model, takes the device. A graph is told whose the rows are by numbers at fixed places. Rows that
+any step of a small model, takes the device. What has no graph is launched all the same, in the same way. A graph is
+told whose the rows are by numbers at fixed places. Rows that
 decode have a position in a section of their own, -1 stands for none there; and rows that are left over are a chunk of
 the slot that belongs to no request, whose blocks are all the null block.
 """
@@ -40,22 +41,24 @@ def _step(num_rows: int) -> int:
     return next((step for most, step in STEPS if num_rows <= most), STEPS[-1][1])
 
 
+def graph_inputs(num_rows: int, num_slots: int) -> "MixedInputs":
+    """Of the smallest graph that has room for so many rows."""
+    rows = rows_of_graph(num_rows)
+    return MixedInputs(rows, num_slots, max(LEAST_CHUNKS, rows // ROWS_PER_CHUNK))
+
+
 @dataclass(frozen=True)
 class MixedInputs:
-    """What one graph reads, in int32: sections of fixed sizes, one behind another."""
+    """What a step with chunks reads, in int32: sections one behind another, of sizes that do not depend on the rows."""
 
     rows: int
     num_slots: int
+    num_chunks: int  # that there is room for
 
     @property
     def num_decoding(self) -> int:
         """Rows in front that may decode; no more can be sampled, as each is of another slot."""
         return min(self.rows, self.num_slots)
-
-    @property
-    def num_chunks(self) -> int:
-        """At most."""
-        return max(LEAST_CHUNKS, self.rows // ROWS_PER_CHUNK)
 
     @property
     def sizes(self) -> list[int]:
@@ -73,7 +76,7 @@ class MixedInputs:
         return starts
 
     def sections(self, plan: Plan) -> list[list[int]] | None:
-        """A plan, its rows filled up, as this graph reads it; None if it has too many chunks."""
+        """A plan, its rows filled up; None if it has too many chunks."""
         num_rows, num_chunks, num_decoding = len(plan.slots), len(plan.chunk_rows), plan.num_decoding
         # Of a real step less than one chunk; of a rehearsal all rows, and no chunk may be longer than a request.
         filling = range(0, self.rows - num_rows, _step(self.rows))

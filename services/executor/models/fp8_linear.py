@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.fp8 import FP8, MULTIPLE, Quantized, quantize, quantize_gated, quantize_normed
-from octavo.services.executor.models.linear import gated_of_one_row, is_plain_rms, of_one_row
+from octavo.services.executor.models.linear import gated_at_once, is_plain_rms, of_one_row
 from octavo.services.executor.models.norm import NormLayer
 
 FEW_ROWS = 16  # up to which our kernel multiplies; `benchmarks/fp8.py` times both
@@ -40,7 +40,7 @@ class Fp8Linear:
 
     def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
         """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
-        return gated_of_one_row(x, self._values, self._scale, self.bias, norm, act)
+        return gated_at_once(x, self._values, self._scale, self.bias, norm, act)
 
 
 def many_rows_linear(

@@ -65,8 +65,7 @@ class Linear:
 
     def gated(self, x: Tensor, norm: NormLayer | None, act: str) -> Tensor | None:
         """act(gate) * up of the output [rows, 2 * size], the gate first, if one kernel does it all; norm: of x."""
-        row = gated_of_one_row(x, self._weight, None, self.bias, norm, act)
-        return _gated_of_many_rows(x, self._weight, self.bias, norm, act) if row is None else row
+        return gated_at_once(x, self._weight, None, self.bias, norm, act)
 
 
 def of_one_row(
@@ -83,7 +82,7 @@ def of_one_row(
 
     if not fits(x, weight):
         return None
-    if gate is not None:  # of which `gated_of_one_row` knows nothing
+    if gate is not None:  # that `gated_at_once` does not know
         x = gated(x, gate)
     if bias is not None:
         residual = bias[None] if residual is None else residual + bias
@@ -91,31 +90,20 @@ def of_one_row(
     return one_row_linear(x, weight, residual, rms, scale=scale)
 
 
-def gated_of_one_row(
+def gated_at_once(
     x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, norm: NormLayer | None, act: str
 ) -> Tensor | None:
-    """act(gate) * up by the same kernel, of the product with a weight [2 * out, in]; None where that does not fit."""
+    """act(gate) * up of the product with a weight [2 * out, in], by one kernel of the GPU; None where none fits."""
     if not x.is_cuda or bias is not None or act not in GATES:
         return None
-    from octavo.kernels.gpu.linear import fits, one_row_linear
+    from octavo.kernels.gpu import gated_linear, linear
 
-    if not fits(x, weight):
-        return None
-    x, rms = _rms_of(x, norm)
-    return one_row_linear(x, weight, None, rms, GATES[act], scale)
-
-
-def _gated_of_many_rows(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: NormLayer | None, act: str
-) -> Tensor | None:
-    """The same by the kernel for many rows, which wants the norm done; None where that does not fit."""
-    if not x.is_cuda or bias is not None or act not in GATES:
-        return None
-    from octavo.kernels.gpu.gated_linear import fits, gated_linear
-
-    if not fits(x, weight):
-        return None
-    return gated_linear(x if norm is None else norm(x), weight, GATES[act])
+    if linear.fits(x, weight):
+        x, rms = _rms_of(x, norm)
+        return linear.one_row_linear(x, weight, None, rms, GATES[act], scale)
+    if scale is None and gated_linear.fits(x, weight):
+        return gated_linear.gated_linear(x if norm is None else norm(x), weight, GATES[act])
+    return None
 
 
 def _rms_of(x: Tensor, norm: NormLayer | None) -> tuple[Tensor, tuple[Tensor | None, float] | None]:
