@@ -7,7 +7,7 @@ box, as wide as a power of two: what of it lies beyond the head is read as zeros
 
 There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, and the
 program that ends last of a request joins its runs. Without, every request is cut into as many runs, by the size of the
-batch alone, and `combine` joins them.
+batch alone, and `combine_splits` joins them.
 
 What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
 gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
@@ -98,10 +98,16 @@ def decode_attention(
         FP8=keys.base.itemsize == 1, AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
-        combine[(requests * heads,)](
-            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
-            num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
-        )  # fmt: skip
+        combine_splits(scratch, lse, out[:requests], box, splits)
+
+
+def combine_splits(partial: Tensor, lse: Tensor, out: Tensor, box: int, splits: int) -> None:
+    """The outputs and log-sum-exps of all splits, joined to out, [requests, heads, head_dim]."""
+    requests, heads, head_dim = out.shape
+    _combine[(requests * heads,)](
+        partial, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
+        num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
+    )  # fmt: skip
 
 
 def num_splits(requests: int, kv_heads: int) -> int:
@@ -308,7 +314,7 @@ def _join(
 
 
 @triton.jit
-def combine(
+def _combine(
     partial_ptr, lse_ptr, out_ptr,
     HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip

@@ -2,7 +2,7 @@
 
 One request leaves memory idle: what counts is how many things wait for each other. So the first page of each part is on
 its way while the product before is still computed, for nothing of a step writes to pages but its new tokens, and those
-come from the product. Else as `octavo.kernels.gpu.decode_attention`, whose `combine` joins the parts.
+come from the product. Else as `octavo.kernels.gpu.decode_attention`, whose `combine_splits` joins the parts.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine, num_splits
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine_splits, num_splits
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 from octavo.kernels.gpu.qkv import Projection, as_kept, norm_weights, partner, turn
 
@@ -50,10 +50,7 @@ def decode_few(
         WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **some.constants, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
-        combine[(requests * heads,)](
-            scratch, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
-            num_warps=2 if splits * head_dim <= 8192 else 8, **OVERLAP,
-        )  # fmt: skip
+        combine_splits(scratch, lse, out, box, splits)
 
 
 @triton.jit

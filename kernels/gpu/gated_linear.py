@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.activation import activate
-from octavo.kernels.gpu.hardware import NUM_SMS
+from octavo.kernels.gpu.hardware import NUM_SMS, capability
 from octavo.kernels.gpu.linear import Gate
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
@@ -34,7 +34,7 @@ LEAST_SHARE = 0.9  # of all waves' places that have a tile
 # A program fills a multiprocessor of Hopper: were there fewer, some would begin when others end. Newer generations have
 # other tensor cores, and some too little shared memory.
 IS_OTHER_GPU = torch.cuda.is_available() and (
-    torch.cuda.get_device_capability()[0] != 9 or torch.cuda.get_device_properties().multi_processor_count != NUM_SMS
+    capability()[0] != 9 or torch.cuda.get_device_properties().multi_processor_count != NUM_SMS
 )
 
 

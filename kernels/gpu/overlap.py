@@ -7,11 +7,12 @@ each one waits for the whole of the one before, the order of all effects is that
 source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"; compute capability 9.0
 """
 
-import torch
 import triton
 import triton.language as tl
 
-HAS_OVERLAP = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+from octavo.kernels.gpu.hardware import capability
+
+HAS_OVERLAP = capability() >= (9, 0)
 OVERLAP = {"OVERLAP": HAS_OVERLAP, "launch_pdl": HAS_OVERLAP}
 """For the launch of a kernel that has the parameter OVERLAP."""
 

@@ -20,7 +20,6 @@ Keys and values lie in rings of STAGES stages of [KEYS, DIM], under a swizzle of
 source: Shah et al. 2024 (FlashAttention-3), arXiv 2407.08608
 """
 
-import torch
 from torch import Tensor
 from triton import constexpr_function
 from triton.experimental import gluon
@@ -32,14 +31,11 @@ from triton.language.core import _aggregate as aggregate
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.chunks import TILE, Chunks
-from octavo.kernels.gpu.decode_attention import LOG2_E
-from octavo.kernels.gpu.decode_attention import NEVER as _NEVER
-from octavo.kernels.gpu.hardware import NUM_SMS
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2
+from octavo.kernels.gpu.hardware import NUM_SMS, capability
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # its name from Triton 3.7 on, and before
-NEVER = gl.constexpr(_NEVER.value)
-PER_LOG2 = gl.constexpr(LOG2_E)
 ROWS = gl.constexpr(TILE // 2)  # tokens of a group of warps
 BOX = gl.constexpr(64)  # columns of 16 bits that a swizzle of 128 bytes spans
 PAGE = gl.constexpr(64)
@@ -48,7 +44,7 @@ LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=
 SHARED = gl.constexpr(LAYOUT)
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
 FIRST, SECOND = gl.constexpr(0), gl.constexpr(1)  # half of a tile
-IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+IS_HOPPER = capability()[0] == 9
 
 
 def fits(q: Tensor, keys: TensorDescriptor) -> bool:

@@ -56,15 +56,16 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
 
 def choose_device(config: Config) -> str:
     """ "cuda" or "cpu". Raises ConfigError if a GPU is asked for and none is there that the kernels run on."""
-    import torch
+    from octavo.kernels.gpu.hardware import capability
 
     if config.device == "cpu":
         return "cpu"
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-    if config.device == "cuda" and capability < LEAST_CAPABILITY:
-        found = "compute capability {}.{}".format(*capability) if capability[0] else "no CUDA device on this machine"
+    found_capability = capability()
+    if config.device == "cuda" and found_capability < LEAST_CAPABILITY:
+        major, minor = found_capability
+        found = f"compute capability {major}.{minor}" if major else "no CUDA device on this machine"
         raise ConfigError(f"--device cuda needs a GPU of compute capability 9.0 (Hopper) or newer; torch finds {found}")
-    return "cuda" if capability >= LEAST_CAPABILITY else "cpu"
+    return "cuda" if found_capability >= LEAST_CAPABILITY else "cpu"
 
 
 def _load_sim(config: Config, files: ModelFiles, watch: Stopwatch) -> SimEngine:

@@ -1,5 +1,7 @@
 """How many prompt tokens a step may take beside requests that decode, so that their next tokens come in time."""
 
+from octavo.shared.step_sizes import MIXED_ROWS, round_down
+
 DEFAULT_MAX_STEP_S = {"cuda": 0.040}
 """By device: how long a step may take while requests decode, if the config does not say."""
 LEAST_TOKENS = 256
@@ -8,8 +10,6 @@ AT_FIRST = 1024
 """Tokens of the first such steps, before any has been timed."""
 WORTH_TIMING = 128
 """Fewer prompt tokens say little of what one costs."""
-MULTIPLES = ((1024, 128), (2048, 256), (8192, 512))
-"""Rows of a step, up to so many, are cut to a multiple of it: a GPU has graphs for these, and fills up the rest."""
 WEIGHT = 0.25
 """Of each timed step in the running means."""
 
@@ -36,7 +36,8 @@ class Pace:
         wanted = AT_FIRST
         if self._token_s > 0:
             wanted = max(LEAST_TOKENS, int((self._most_s - self._decoding_s) / self._token_s))
-        tokens = _cut(num_decoding + wanted) - num_decoding
+        # A step of another size would be filled up with rows that are nobody's.
+        tokens = round_down(num_decoding + wanted, MIXED_ROWS) - num_decoding
         return tokens if 2 * tokens > LEAST_TOKENS else wanted
 
     def settle(self, now: float, sent_at: float, num_decoding: int, num_chunk_tokens: int) -> None:
@@ -48,9 +49,3 @@ class Pace:
         elif num_decoding > 0 and num_chunk_tokens >= WORTH_TIMING:
             token_s = max(seconds - self._decoding_s, 0.1 * seconds) / num_chunk_tokens
             self._token_s += (WEIGHT if self._token_s else 1.0) * (token_s - self._token_s)
-
-
-def _cut(rows: int) -> int:
-    """To a multiple."""
-    multiple = next((multiple for most, multiple in MULTIPLES if rows <= most), MULTIPLES[-1][1])
-    return rows // multiple * multiple

@@ -70,8 +70,11 @@ def serve(config: Config, folder: Path) -> None:
                 calls.append((index, message))
                 if isinstance(message, CancelCall):  # what is cancelled need not be encoded any more
                     calls = deque(each for each in calls if not _begins(each[1], message))
-        while calls and time.monotonic() < now + TURN_S:
+        until = time.monotonic() + TURN_S
+        while calls:
             core.hear_gateway(*calls.popleft())
+            if time.monotonic() > until:
+                break
         if now - asked > ASK_AGAIN_S:
             asked = now
             core.ask_again()

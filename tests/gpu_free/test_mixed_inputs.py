@@ -10,16 +10,15 @@ from octavo.kernels.gpu.chunks import TILE  # behind the skip
 from octavo.services.executor.gpu.batch import Plan, plan_step
 from octavo.services.executor.gpu.mixed import (
     LEAST_CHUNKS,
-    STEPS,
     MixedInputs,
     graph_inputs,
     mixed_sizes,
     rows_of_graph,
 )
 from octavo.services.executor.slots import Slots
-from octavo.services.scheduler.pace import MULTIPLES
 from octavo.shared.messages import NewRequest, Step, pack
 from octavo.shared.sampling import SamplingParams
+from octavo.shared.step_sizes import MIXED_ROWS, round_down
 
 NUM_SLOTS, BLOCK_SIZE = 60, 16
 PARAMS = SamplingParams(max_tokens=9, temperature=0.0)
@@ -119,7 +118,9 @@ def test_no_position_of_a_rehearsal_is_beyond_the_longest_request(max_model_len:
 
 
 def test_steps_are_cut_to_what_there_are_graphs_for() -> None:
-    assert MULTIPLES == STEPS
+    for rows in range(128, 8193):
+        cut = round_down(rows, MIXED_ROWS)
+        assert rows_of_graph(cut) == cut <= rows < cut + 512
 
 
 def test_small_contexts_have_no_graphs() -> None:

@@ -3,8 +3,9 @@
 import pytest
 from tests.scheduler.harness import PlannerRig, is_right, make_model, make_prompt
 
-from octavo.services.scheduler.pace import LEAST_TOKENS, MULTIPLES, Pace
+from octavo.services.scheduler.pace import LEAST_TOKENS, Pace
 from octavo.shared.messages import unpack
+from octavo.shared.step_sizes import MIXED_ROWS
 
 DECODING = 200
 
@@ -60,7 +61,7 @@ def test_rows_fill_whole_tiles() -> None:
     device = Device(Pace(0.040), 0.004, 4e-5, 2e-5)
     for num_decoding in range(1, 300, 7):
         tokens = device.pace.most_chunk_tokens(num_decoding)
-        assert tokens is not None and (tokens + num_decoding) % MULTIPLES[0][1] == 0
+        assert tokens is not None and (tokens + num_decoding) % MIXED_ROWS[0][1] == 0
         device.run_mixed(num_decoding)
 
 

@@ -24,10 +24,11 @@ from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack
 from octavo.shared.sampling import SamplingParams
+from octavo.shared.step_sizes import Spacing, round_up
 
 RING = 4  # steps whose pinned memory may be in use; more than are ever in flight
 SMALL_BATCHES = (1, 2, 4, 8)
-BATCH_STEPS = ((128, 16), (256, 32), (512, 64))  # up to a batch, a graph for each multiple; of 128 beyond
+BATCH_STEPS: Spacing = ((128, 16), (256, 32), (512, 64), (1024, 128))  # between the graphs of larger ones
 
 
 @dataclass
@@ -264,8 +265,7 @@ def batch_of(rows: int, num_slots: int) -> int:
     for batch in SMALL_BATCHES:
         if rows <= batch:
             return min(batch, num_slots)
-    step = next((step for most, step in BATCH_STEPS if rows <= most), 128)
-    return min(-(-rows // step) * step, num_slots)
+    return min(round_up(rows, BATCH_STEPS), num_slots)
 
 
 def batch_sizes(num_slots: int) -> list[int]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.services.executor.gpu.batch import Plan
+from octavo.shared.step_sizes import MIXED_ROWS, round_up, step_at
 
-STEP_ROWS = 128
-STEPS = ((1024, STEP_ROWS), (2048, 256), (8192, 512))  # up to so many rows, a graph for each multiple
-MOST_ROWS, MOST_FILLING = STEPS[-1]
+LEAST_ROWS = MIXED_ROWS[0][1]
+MOST_ROWS, MOST_FILLING = MIXED_ROWS[-1]
 LEAST_CHUNKS = 16  # that any graph has room for
 ROWS_PER_CHUNK = 64
 NOBODY = -1
@@ -27,18 +27,13 @@ def mixed_sizes(num_tokens: int, max_model_len: int) -> list[int]:
 
     num_tokens: of the largest step.
     """
-    sizes = {rows_of_graph(rows) for rows in range(1, min(MOST_ROWS, num_tokens) + 1, STEP_ROWS)}
-    return sorted(size for size in sizes if 2 * _step(size) <= max_model_len)
+    sizes = {rows_of_graph(rows) for rows in range(1, min(MOST_ROWS, num_tokens) + 1, LEAST_ROWS)}
+    return sorted(size for size in sizes if 2 * step_at(size, MIXED_ROWS) <= max_model_len)
 
 
 def rows_of_graph(num_rows: int) -> int:
     """Of the smallest graph that has room for so many, were there no end of them."""
-    return -(-num_rows // _step(num_rows)) * _step(num_rows)
-
-
-def _step(num_rows: int) -> int:
-    """Between the graphs of so many rows."""
-    return next((step for most, step in STEPS if num_rows <= most), STEPS[-1][1])
+    return round_up(num_rows, MIXED_ROWS)
 
 
 def graph_inputs(num_rows: int, num_slots: int) -> "MixedInputs":
@@ -79,8 +74,9 @@ class MixedInputs:
         """A plan, its rows filled up; None if it has too many chunks."""
         num_rows, num_chunks, num_decoding = len(plan.slots), len(plan.chunk_rows), plan.num_decoding
         # Of a real step less than one chunk; of a rehearsal all rows, and no chunk may be longer than a request.
-        filling = range(0, self.rows - num_rows, _step(self.rows))
-        fills = [min(_step(self.rows), self.rows - num_rows - first) for first in filling]
+        most = step_at(self.rows, MIXED_ROWS)
+        filling = range(0, self.rows - num_rows, most)
+        fills = [min(most, self.rows - num_rows - first) for first in filling]
         if num_chunks + len(fills) > self.num_chunks:
             return None
         tiles = plan.tiles + [(num_chunks + i, first) for i, fill in enumerate(fills) for first in range(0, fill, TILE)]
