@@ -205,6 +205,8 @@ class Ready(Message, frozen=True):
 
     boot: bytes
     model: ModelInfo
+    stats: Stats = Stats()
+    """So that whoever is told that all is ready can be shown the counters."""
 
 
 class Tokens(Message, frozen=True):

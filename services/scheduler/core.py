@@ -172,7 +172,7 @@ class Scheduler:
         self._in_flight.clear()
         self._out.to_executor.append((address, Reset(self._epoch)))
         for tokenizer in self._tokenizers:
-            self._out.to_tokenizers.append((tokenizer, Ready(self.boot, model)))
+            self._out.to_tokenizers.append((tokenizer, Ready(self.boot, model, self.stats())))
         for request in list(self._requests.values()):
             self._enter(self.planner, request)
         log.info("executor ready", extra={"epoch": self._epoch, "blocks": model.num_blocks})
@@ -205,7 +205,7 @@ class Scheduler:
     def _greet(self, address: Address) -> None:
         """A tokenizer is new, or was given up too early: then its requests are no orphans."""
         if self.planner is not None:
-            self._out.to_tokenizers.append((address, Ready(self.boot, self.planner.model)))
+            self._out.to_tokenizers.append((address, Ready(self.boot, self.planner.model, self.stats())))
         for id in [id for id in self._orphans if self._requests[id].route == address]:
             del self._orphans[id]
 

@@ -89,7 +89,7 @@ class TokenizerCore:
         elif isinstance(message, Ready):
             # A new scheduler knows none of our requests, and one that greets us anew may have lost us for a
             # while. Where it has lost nothing, to enqueue again is harmless.
-            self._model = message.model
+            self._model, self.stats = message.model, message.stats
             for _, choice in self._choices.values():
                 self._enqueue(choice)
             self.is_ready = True

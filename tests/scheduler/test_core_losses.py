@@ -20,6 +20,7 @@ from octavo.shared.messages import (
     Join,
     Ready,
     Reset,
+    Stats,
     Step,
     StepFailed,
     Tokens,
@@ -39,7 +40,7 @@ FAILURES = [
 def test_a_tokenizer_is_greeted_with_the_model() -> None:
     rig = SchedulerRig()
     rig.hear(Join(b"boot"))
-    assert rig.sent[0] == (TOKENIZER, Ready(b"8 bytes!", rig.model))
+    assert rig.sent[0] == (TOKENIZER, Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks)))
 
 
 def test_tokenizers_that_came_first_hear_of_the_model_when_it_is_there() -> None:
@@ -47,7 +48,7 @@ def test_tokenizers_that_came_first_hear_of_the_model_when_it_is_there() -> None
     rig.hear(Join(b"boot"))
     assert not any(isinstance(message, Ready) for _, message in rig.sent)
     rig.connect_executor()
-    assert (TOKENIZER, Ready(b"8 bytes!", rig.model)) in rig.sent
+    assert (TOKENIZER, Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks))) in rig.sent
 
 
 def test_a_request_without_its_tokenizer_goes_on_until_its_deadline() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.tokenizer.core_harness import (
     CALL,
     END,
+    MODEL,
     Pipeline,
     Read,
     chat,
@@ -18,7 +19,7 @@ from tests.tokenizer.core_harness import (
 )
 
 from octavo.shared.errors import ErrorInfo
-from octavo.shared.messages import CancelCall, Generate, Heartbeat, Refused, Stats, request_id, unpack
+from octavo.shared.messages import CancelCall, Generate, Heartbeat, Ready, Refused, Stats, request_id, unpack
 from octavo.shared.prefix_hash import hash_blocks, root_hash
 
 FIRST = request_id(CALL, 0)
@@ -234,8 +235,12 @@ def test_a_call_that_cannot_be_prepared_says_why_and_leaves_nothing() -> None:
 
 
 def test_readiness_and_counters_are_the_schedulers() -> None:
-    core = Pipeline().core
+    pipeline = Pipeline(is_ready=False)
+    core = pipeline.core
+    assert not core.is_ready
+    core.hear_scheduler(Ready(b"boot", MODEL, Stats(num_blocks=7)))
     assert core.is_ready
+    assert core.stats == Stats(num_blocks=7)  # whoever hears that all is ready can be shown the counters
     core.hear_scheduler(Heartbeat(False, Stats(num_running=3)))
     assert not core.is_ready
     assert core.stats == Stats(num_running=3)
