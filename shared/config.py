@@ -47,6 +47,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights from config.json alone")
     ] = "auto"
+    generation_config: Annotated[
+        Literal["auto", "vllm"],
+        Meta(description="defaults of sampling; auto: the model's generation_config.json; vllm: OpenAI's"),
+    ] = "auto"
+    trust_request_chat_template: Annotated[bool, Meta(description="let requests bring their own chat template")] = False
     max_model_len: Annotated[
         Positive | None, Meta(description="prompt and completion together, in tokens; none: the model's")
     ] = None

@@ -184,6 +184,11 @@ class Join(Message, frozen=True):
     boot: bytes
 
 
+def logprob_bytes(num_top: int) -> int:
+    """Size of one token's logprobs: float32 of itself and of each alternative, highest first; int32 of their ids."""
+    return 4 + 8 * num_top
+
+
 class Enqueue(Message, frozen=True):
     """One request. Idempotent by id: sent again it re-attaches, and what it lacks is sent once more."""
 
@@ -194,6 +199,10 @@ class Enqueue(Message, frozen=True):
     """16 bytes for the root of the chain and for each full block of the prompt; empty: nothing is shared."""
     output_ids: bytes = b""
     """Tokens of the completion that the sender already has."""
+    output_logprobs: bytes = b""
+    """Their logprobs, `logprob_bytes` each, if the request asks for them."""
+    priority: int = 0
+    """Lower ones are admitted first."""
 
 
 class Cancel(Message, frozen=True):
@@ -221,6 +230,10 @@ class Tokens(Message, frozen=True):
     """int32: all entries' tokens, one after another."""
     finished: dict[int, str] = {}
     """Entry -> finish reason: "stop" or "length"."""
+    logprobs: dict[int, bytes] = {}
+    """Entry -> those of its tokens, `logprob_bytes` each, of requests that ask for them."""
+    prompt_logprobs: dict[int, bytes] = {}
+    """Entry -> those of its prompt's tokens but the first, each behind its int32 rank; with its first tokens."""
 
 
 class Refused(Message, frozen=True):
@@ -282,14 +295,11 @@ class StepResult(Message, frozen=True):
     number: int
     slots: bytes
     token_ids: bytes
-    logprob_slots: bytes = b""
-    """int32: those of `slots` whose requests ask for logprobs, in the same order."""
-    num_top: bytes = b""
-    """int32: how many of the likeliest tokens each of them gets."""
-    logprobs: bytes = b""
-    """float32: for each of them that of its token, then those of its likeliest tokens, highest first."""
-    top_ids: bytes = b""
-    """int32: the likeliest tokens of all of them, one after another."""
+    logprobs: dict[int, bytes] = {}
+    """Slot -> those of its token, `logprob_bytes`, of requests that ask for them."""
+    prompt_logprobs: dict[int, bytes] = {}
+    """Slot -> logprobs that follow from this step's chunk of its prompt: for each token an int32 of its rank, 1 for
+    the likeliest, then `logprob_bytes`."""
 
 
 class ExecutorReady(Message, frozen=True):

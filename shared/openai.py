@@ -1,4 +1,4 @@
-"""Request bodies of the OpenAI API, as far as text generation needs them, with the bounds of every field.
+"""Request bodies of OpenAI's chat and plain completions with vLLM's additions, and the bounds of every field.
 
 The gateway validates with these and forwards the bytes; the tokenizer reads the same bytes again. Fields that are
 not named here are ignored, as clients of such servers expect.
@@ -10,57 +10,88 @@ import msgspec
 from msgspec import Meta
 
 from octavo.shared.errors import InvalidRequest
-from octavo.shared.sampling import MAX_SEED
+from octavo.shared.fields import (
+    AllowedTokens,
+    BadWords,
+    Biases,
+    Choices,
+    Label,
+    MinP,
+    Penalty,
+    Priority,
+    Repetition,
+    Seed,
+    Stop,
+    StopTokens,
+    Temperature,
+    TokenId,
+    Tokens,
+    TokensOrNone,
+    Top,
+    TopK,
+    TopP,
+    Truncation,
+)
+from octavo.shared.openai_parts import (
+    ChatMessage,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolChoice,
+    Tools,
+    check_messages,
+    check_tools,
+)
 
 MAX_PROMPTS = 64
-MAX_CHOICES = 16
-MAX_TOKENS = 2**24  # far above any context; the model's own limit is checked against the prompt's length
 
-Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
-TopP = Annotated[float, Meta(gt=0.0, le=1.0)]
-TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
-MinP = Annotated[float, Meta(ge=0.0, le=1.0)]
-Seed = Annotated[int, Meta(ge=-(2**63), le=MAX_SEED)]
-Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
-StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
-Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class ContentPart(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-
-
-class _Options(msgspec.Struct, frozen=True, kw_only=True):
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What chat and plain completions have in common."""
 
     model: str | None = None
-    max_tokens: Tokens | None = None
+    max_tokens: TokensOrNone | None = None
+    """0: only the prompt is wanted, to be echoed."""
+    min_tokens: TokensOrNone | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: MinP | None = None
-    stop: Stop | None = None
     seed: Seed | None = None
-    n: Choices | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Repetition | None = None
+    logit_bias: Biases | None = None
+    allowed_token_ids: AllowedTokens | None = None
+    bad_words: BadWords | None = None
+    stop: Stop | None = None
+    stop_token_ids: StopTokens | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    return_token_ids: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    prompt_logprobs: Top | None = None
+    n: Choices | None = None
+    best_of: Choices | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    request_id: Label | None = None
     user: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    echo: bool | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -68,32 +99,103 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
+    @property
+    def num_choices(self) -> int:
+        """That are shown of each prompt."""
+        return self.n or 1
+
+    @property
+    def num_copies(self) -> int:
+        """That are generated of each prompt."""
+        return max(self.num_choices, self.best_of or 0)
+
+    @property
+    def num_top(self) -> int | None:
+        """How many alternatives a token's logprobs name; None: no logprobs at all."""
+        raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        """The answer begins with the prompt."""
+        return bool(self.echo)
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def check(self) -> None:
         """What no single field's bounds can say. Raises InvalidRequest."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options: only allowed when stream is true", "stream_options")
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise InvalidRequest(f"best_of: {self.best_of} is less than n, {self.num_choices}", "best_of")
+        if self.stream and self.num_copies > self.num_choices:
+            raise InvalidRequest("best_of: which ones are best is not known while they are streamed", "best_of")
+        if self.max_tokens == 0 and not (self.echo and isinstance(self, CompletionRequest)):
+            raise InvalidRequest(
+                "max_tokens: expected `int` >= 1, or 0 together with echo in a completion", "max_tokens"
+            )
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise InvalidRequest(f"min_tokens: {self.min_tokens} is above max_tokens, {self.max_tokens}", "min_tokens")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs: not available when stream is true", "prompt_logprobs")
+        for key in self.logit_bias or ():
+            if not (key.isascii() and key.isdigit() and len(key) < 11):
+                raise InvalidRequest(f"logit_bias: {key[:40]!r} is no token id", "logit_bias")
+        if self.response_format is not None:
+            self.response_format.check()
+        if self.structured_outputs is not None:
+            self.structured_outputs.check()
+            if self.response_format is not None and self.response_format.type != "text":
+                raise InvalidRequest("structured_outputs: not together with response_format", "structured_outputs")
 
 
-class ChatRequest(_Options, frozen=True, kw_only=True):
+class ChatRequest(Options, frozen=True, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)]
     max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Top | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: Tokens | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, str]] | None = None
+    chat_template: Annotated[str, Meta(max_length=2**18)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def num_top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def check(self) -> None:
         super().check()
-        for place, message in enumerate(self.messages):
-            for part in message.content if isinstance(message.content, list) else ():
-                if part.type != "text" or part.text is None:
-                    raise InvalidRequest(
-                        f"messages[{place}].content: parts of type {part.type[:40]!r} are not supported; only text is",
-                        "messages",
-                    )
+        check_messages(self.messages)
+        check_tools(self.tools, self.tool_choice)
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs: only allowed when logprobs is true", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message: not together with add_generation_prompt", "continue_final_message"
+            )
 
 
-class CompletionRequest(_Options, frozen=True, kw_only=True):
+class CompletionRequest(Options, frozen=True, kw_only=True):
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    logprobs: Top | None = None
+    suffix: str | None = None
+
+    @property
+    def num_top(self) -> int | None:
+        return self.logprobs
 
     def check(self) -> None:
         super().check()
+        if self.suffix:
+            raise InvalidRequest("suffix: not supported; text is only generated at the end", "suffix")
         prompts = self.prompts()
         if len(prompts) > MAX_PROMPTS:
             raise InvalidRequest(f"prompt: {len(prompts)} prompts; at most {MAX_PROMPTS} are taken", "prompt")
@@ -111,40 +213,3 @@ class CompletionRequest(_Options, frozen=True, kw_only=True):
         if kinds == {str} or kinds == {list}:
             return self.prompt  # type: ignore[return-value]  # all are of one kind
         raise InvalidRequest("prompt: a list must hold only texts, only token ids or only lists of them", "prompt")
-
-
-CallRequest = ChatRequest | CompletionRequest
-
-ENDPOINTS: dict[str, msgspec.json.Decoder[Any]] = {
-    "chat": msgspec.json.Decoder(ChatRequest),
-    "completion": msgspec.json.Decoder(CompletionRequest),
-}
-
-
-def read_request(endpoint: str, body: bytes) -> CallRequest:
-    """The checked request of an endpoint in ENDPOINTS.
-
-    Raises:
-        InvalidRequest: not JSON, not of the right shape, or out of bounds; the message names the field.
-    """
-    try:
-        request: CallRequest = ENDPOINTS[endpoint].decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-    request.check()
-    return request
-
-
-def _invalid_field(reason: str) -> InvalidRequest:
-    """msgspec's "Expected `int`, got `str` - at `$.n`" as "n: expected `int`, got `str`"."""
-    what, _, place = reason.partition(" - at `")
-    path = place.rstrip("`").removeprefix("$").removeprefix(".")
-    if what.startswith("Object missing required field"):
-        path = ".".join(part for part in (path, what.split("`")[1]) if part)
-        what = "this field is required"
-    param = path.split(".")[0].split("[")[0] or None
-    return InvalidRequest(f"{path or 'the body'}: {what[:1].lower()}{what[1:]}", param)

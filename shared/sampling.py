@@ -11,7 +11,8 @@ GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would 
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Options of one completion, all checked. Order: penalties, temperature, min-p, top-k, top-p (as vLLM)."""
+    """Options of one completion, all checked. Order: what is forbidden or favoured,
+    penalties, temperature, min-p, top-k, top-p (as vLLM)."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
@@ -32,10 +33,27 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Taken off a token's logit if the completion has it."""
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     """How many of the likeliest tokens are named beside each one that is chosen; None: not even its own logprob."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    """The same for each token of the prompt but the first."""
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    """So many tokens are generated before one of `stop_token_ids` may be."""
+    biases: dict[int, float] = {}
+    """Added to the logits of these tokens."""
+    allowed_token_ids: bytes = b""
+    """int32: the only tokens that may be generated; empty: all may be."""
+    bad_words: tuple[bytes, ...] = ()
+    """int32 each: tokens that must not follow one another."""
+    grammar: str = ""
+    """The key of a compiled grammar that the completion must follow; empty: none."""
 
     @property
     def has_penalties(self) -> bool:
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
+    @property
+    def has_edits(self) -> bool:
+        """Some tokens are favoured or forbidden, at some time at least."""
+        return bool(self.min_tokens or self.biases or self.allowed_token_ids or self.bad_words or self.grammar)
 
     @property
     def is_greedy(self) -> bool:

@@ -1,6 +1,6 @@
 """The tensors of one step: which tokens, at which positions, written where, attending to what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,16 @@ from octavo.services.executor.cache import KvCache
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import Step, unpack
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """Rows of a chunk whose logits tell how likely the prompt's next tokens were."""
+
+    slot: int
+    first_row: int
+    token_ids: Tensor  # [rows] int64, each the one that follows its row's
+    num_top: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,13 @@ class Batch:
     chunk_lengths: list[int]
     chunk_totals: list[int]  # positions of each chunk's request, up to and with the chunk
     chunk_tables: Tensor  # [chunks, blocks] int32
+    prompt_parts: list[PromptPart] = field(default_factory=list)
+
+    @property
+    def needed_rows(self) -> Tensor:
+        """Rows of which logits are needed, [needed] int64: those that are sampled, then those of prompt parts."""
+        parts = [torch.arange(part.first_row, part.first_row + len(part.token_ids)) for part in self.prompt_parts]
+        return torch.cat([self.sampled_rows, *parts]) if parts else self.sampled_rows
 
 
 def build_batch(step: Step, slots: Slots, block_size: int) -> Batch:
@@ -41,6 +58,7 @@ def build_batch(step: Step, slots: Slots, block_size: int) -> Batch:
     rows = torch.tensor(decoding, dtype=torch.int64)
     ids, positions, owners = [slots.last_tokens[rows]], [torch.tensor(lengths, dtype=torch.int64) - 1], [rows]
     sampled_rows, sampled_slots, num_rows = list(range(len(decoding))), list(decoding), len(decoding)
+    prompt_parts: list[PromptPart] = []
     chunk_slots, chunk_lengths = unpack(step.chunk_slots).tolist(), unpack(step.chunk_lengths).tolist()
     for slot, length in zip(chunk_slots, chunk_lengths, strict=True):
         start = slots.num_computed[slot]
@@ -48,6 +66,8 @@ def build_batch(step: Step, slots: Slots, block_size: int) -> Batch:
         ids.append(chunk)
         positions.append(torch.arange(start, start + length))
         owners.append(torch.full((length,), slot))
+        if (behind := slots.prompt_behind(slot, start, length)) is not None:
+            prompt_parts.append(PromptPart(slot, num_rows, *behind))
         num_rows += length
         if is_last:
             sampled_rows.append(num_rows - 1)
@@ -68,6 +88,7 @@ def build_batch(step: Step, slots: Slots, block_size: int) -> Batch:
         chunk_lengths=chunk_lengths,
         chunk_totals=[slots.num_computed[slot] for slot in chunk_slots],
         chunk_tables=slots.block_tables[torch.tensor(chunk_slots, dtype=torch.int64)],
+        prompt_parts=prompt_parts,
     )
 
 

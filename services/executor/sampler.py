@@ -3,27 +3,28 @@
 `gpu/sampler.py` does the same on a GPU, within the step.
 """
 
-import sys
-from array import array
-from collections.abc import Iterable
-from typing import NamedTuple
+import struct
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.sampling import GENERATED, count_tokens, logprobs, max_distance, penalise, sample
-from octavo.shared.messages import NewRequest, pack, unpack
+from octavo.services.executor.edits import Edits
+from octavo.shared.messages import NewRequest, unpack
 from octavo.shared.sampling import SamplingParams
 
 
 class Sampler:
-    """Chooses tokens; remembers the counts of tokens of those slots whose requests have penalties."""
+    """Chooses tokens; remembers the counts of tokens of those slots whose requests have penalties, and their edits."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._counts: dict[int, Tensor] = {}
+        self._edits = Edits(vocab_size)
 
-    def admit(self, requests: Iterable[NewRequest]) -> None:
+    def admit(self, requests: Sequence[NewRequest]) -> None:
+        self._edits.admit(requests)
         for request in requests:
             self._counts.pop(request.slot, None)
             if request.params.has_penalties:
@@ -38,8 +39,12 @@ class Sampler:
             positions: of each row's new token; with the seed they key the draw.
         """
         penalised = [row for row, each in enumerate(params) if each.has_penalties]
-        if penalised:
+        edited = self._edits.rows(slots)
+        if penalised or edited:
             logits = logits.float().clone()
+        for row in edited:
+            self._edits.apply(logits[row], slots[row], positions[row])
+        if penalised:
             chosen = [params[row] for row in penalised]
             logits[penalised] = penalise(
                 logits[penalised], torch.stack([self._counts[slots[row]] for row in penalised]),
@@ -54,20 +59,13 @@ class Sampler:
             tokens[rows] = _draw(logits[rows], [params[row] for row in drawn], [positions[row] for row in drawn])
         for row in penalised:
             self._counts[slots[row]][tokens[row]] += GENERATED
+        for row in edited:
+            self._edits.note(slots[row], int(tokens[row]))
         return tokens
 
 
-class Logprobs(NamedTuple):
-    """The columns of StepResult that only some requests ask for."""
-
-    logprob_slots: bytes = b""
-    num_top: bytes = b""
-    logprobs: bytes = b""
-    top_ids: bytes = b""
-
-
-def logprobs_of(logits: Tensor, tokens: Tensor, slots: list[int], params: list[SamplingParams]) -> Logprobs:
-    """Of the rows that ask for them; of the logits without penalties and temperature.
+def logprobs_of(logits: Tensor, tokens: Tensor, slots: list[int], params: list[SamplingParams]) -> dict[int, bytes]:
+    """Of the slots that ask for them, as StepResult has them; of the logits as the model gives them.
 
     Args:
         logits: [rows, vocab], any float dtype.
@@ -76,24 +74,31 @@ def logprobs_of(logits: Tensor, tokens: Tensor, slots: list[int], params: list[S
     """
     rows = [row for row, each in enumerate(params) if each.logprobs is not None]
     if not rows:
-        return Logprobs()
+        return {}
     num_top = [min(params[row].logprobs or 0, logits.shape[-1]) for row in rows]
     chosen, top, top_ids = logprobs(logits[rows], tokens[rows], max(num_top))
-    return logprob_columns([slots[row] for row in rows], num_top, chosen.tolist(), top.tolist(), top_ids.tolist())
+    columns = zip(rows, num_top, chosen.tolist(), top.tolist(), top_ids.tolist(), strict=True)
+    return {slots[row]: pack_logprobs(number, *of_row) for row, number, *of_row in columns}
 
 
-def logprob_columns(
-    slots: list[int], num_top: list[int], chosen: list[float], top: list[list[float]], top_ids: list[list[int]]
-) -> Logprobs:
-    """Of slots that ask for logprobs; of each, top and top_ids have as many tokens as any of them asks for."""
-    values, ids = array("f"), array("i")
-    for row, number in enumerate(num_top):
-        values.append(chosen[row])
-        values.extend(top[row][:number])
-        ids.extend(top_ids[row][:number])
-    if sys.byteorder == "big":
-        values.byteswap()
-    return Logprobs(pack(slots), pack(num_top), values.tobytes(), pack(ids))
+def prompt_logprobs_of(logits: Tensor, token_ids: Tensor, num_top: int) -> bytes:
+    """Of consecutive tokens of a prompt, as StepResult has them.
+
+    Args:
+        logits: [tokens, vocab], any float dtype; those of the position before each token.
+        token_ids: [tokens] int64.
+        num_top: how many of the likeliest tokens are told.
+    """
+    chosen, top, top_ids = logprobs(logits, token_ids, num_top)
+    own = logits.gather(-1, token_ids[:, None])
+    ranks = 1 + (logits > own).sum(-1)
+    columns = zip(ranks.tolist(), chosen.tolist(), top.tolist(), top_ids.tolist(), strict=True)
+    return b"".join(struct.pack("<i", rank) + pack_logprobs(num_top, *of_token) for rank, *of_token in columns)
+
+
+def pack_logprobs(num_top: int, chosen: float, top: list[float], top_ids: list[int]) -> bytes:
+    """Of one token, as `octavo.shared.messages.logprob_bytes` says; top and top_ids may be longer."""
+    return struct.pack(f"<{1 + num_top}f{num_top}i", chosen, *top[:num_top], *top_ids[:num_top])
 
 
 def counts_of(request: NewRequest, vocab_size: int) -> Tensor:

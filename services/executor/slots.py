@@ -21,6 +21,7 @@ class Slots:
         self.first_blocks = [null_block] * num_slots
         self.params: list[SamplingParams | None] = [None] * num_slots
         self.decoding: dict[int, None] = {}  # an ordered set
+        self.num_prompt = [0] * num_slots
         self._known: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * num_slots
         self.block_size, self._null_block = block_size, null_block
 
@@ -46,6 +47,15 @@ class Slots:
         self.num_computed[slot] += length
         return chunk, self.num_computed[slot] == len(self._known[slot])
 
+    def prompt_behind(self, slot: int, start: int, length: int) -> tuple[Tensor, int] | None:
+        """Of a request that asks for its prompt's logprobs: the prompt's tokens that follow each of a chunk's, int64,
+        and how many alternatives it asks for. None where there is nothing to tell."""
+        params = self.params[slot]
+        if params is None or params.prompt_logprobs is None:
+            return None
+        behind = self._known[slot][start + 1 : min(start + length + 1, self.num_prompt[slot])]
+        return (behind, params.prompt_logprobs) if len(behind) else None
+
     def forget_all(self) -> None:
         self.decoding.clear()
         self.params = [None] * len(self.params)
@@ -55,6 +65,8 @@ class Slots:
         # A copy: torch must not share memory with an immutable bytes object.
         self._known[slot] = torch.tensor(unpack(request.token_ids), dtype=torch.int64)
         self.params[slot] = request.params
+        num_known = len(self._known[slot])
+        self.num_prompt[slot] = num_known if request.num_prompt is None else request.num_prompt
         self.num_computed[slot] = request.num_computed
         self.num_blocks[slot] = len(blocks)
         self.first_blocks[slot] = blocks[0]

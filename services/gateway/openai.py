@@ -12,9 +12,9 @@ from octavo.services.gateway.auth import SALT
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
+from octavo.shared.endpoints import read_request
 from octavo.shared.errors import InvalidRequest, NotFound
 from octavo.shared.messages import CallId, Generate
-from octavo.shared.openai import read_request
 
 BODY_S = 30.0  # for a body to arrive
 
@@ -32,6 +32,8 @@ class OpenAIRoutes:
         return [
             web.post("/v1/chat/completions", self.chat_completions),
             web.post("/v1/completions", self.completions),
+            web.post("/tokenize", self.tokenize),
+            web.post("/detokenize", self.detokenize),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{name:.+}", self.model),
         ]
@@ -41,6 +43,12 @@ class OpenAIRoutes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         return await self._complete(request, "completion")
+
+    async def tokenize(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(request, "tokenize")
+
+    async def detokenize(self, request: web.Request) -> web.StreamResponse:
+        return await self._complete(request, "detokenize")
 
     async def models(self, request: web.Request) -> web.Response:
         return _json({"object": "list", "data": [self._card(name) for name in self._names]})

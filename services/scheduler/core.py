@@ -14,8 +14,8 @@ from octavo.services.scheduler.finished import FinishedRequests
 from octavo.services.scheduler.pace import DEFAULT_MAX_STEP_S, Pace
 from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.policy import retry_after_s
-from octavo.services.scheduler.request import Request
-from octavo.services.scheduler.rows import TokenizerRows, group_rows
+from octavo.services.scheduler.request import Request, check_prompt, has_stopped
+from octavo.services.scheduler.rows import TokenizerRows, group_rows, new_logprobs, stopped
 from octavo.shared.errors import InvalidRequest, Overloaded, RequestError
 from octavo.shared.messages import (
     INT32_BYTES,
@@ -24,7 +24,6 @@ from octavo.shared.messages import (
     ExecutorReady,
     Heartbeat,
     Message,
-    ModelInfo,
     Ready,
     Refused,
     RequestId,
@@ -33,6 +32,7 @@ from octavo.shared.messages import (
     StepFailed,
     StepResult,
     Tokens,
+    logprob_bytes,
     pack,
     unpack,
 )
@@ -216,8 +216,11 @@ class Scheduler:
             return
         kept = self._finished.get(message.id)
         if kept is not None:
-            start = len(message.output_ids) // INT32_BYTES
-            self._send_tokens(address, message.id, start, unpack(kept.output_ids)[start:], kept.reason)
+            start, size = len(message.output_ids) // INT32_BYTES, logprob_bytes(message.params.logprobs or 0)
+            missing = unpack(kept.output_ids)[start:]
+            self._send_tokens(
+                address, message.id, start, missing, kept.reason, kept.logprobs[start * size :], kept.prompt_logprobs
+            )
             return
         request = self._new_request(address, message)
         self._requests[request.id] = request
@@ -243,6 +246,8 @@ class Scheduler:
         request = Request(message.id, address, message.params, prompt, message.block_hashes)
         request.token_ids.extend(unpack(message.output_ids))
         request.is_resumed = request.num_output > 0
+        request.logprobs += message.output_logprobs
+        request.priority = message.priority
         self._num_arrived += 1
         request.arrival = self._num_arrived
         return request
@@ -251,12 +256,12 @@ class Scheduler:
         """Hand a request to the planner, unless it is at its end already or does not suit the model."""
         planner.add(request)
         try:
-            _check_prompt(request, planner.model)
+            check_prompt(request, planner.model)
         except RequestError as error:
             self._out.to_tokenizers.append((request.route, Refused(request.id, error.info())))
             self._forget(request)
             return
-        if request.num_output > 0 and request.token_ids[-1] in request.params.stop_token_ids:
+        if request.num_output > 0 and has_stopped(request):
             request.finish_reason = "stop"
         elif request.num_left <= 0:
             request.finish_reason = "length"
@@ -271,7 +276,10 @@ class Scheduler:
         self._groups_of = None
         if num_known < request.num_output:
             missing = request.token_ids[request.num_prompt + num_known :]
-            self._send_tokens(address, request.id, num_known, missing, "")
+            prompt_logprobs = b"" if request.lacks_prompt_logprobs else bytes(request.prompt_logprobs)
+            self._send_tokens(
+                address, request.id, num_known, missing, "", request.logprobs_from(num_known), prompt_logprobs
+            )
 
     def _cancel(self, id: RequestId, address: Address) -> None:
         request = self._requests.get(id)
@@ -312,11 +320,14 @@ class Scheduler:
         ended = planner.commit(result)
         if not self._stop_counts.keys().isdisjoint(tokens):
             # A token that is both the last allowed and a stop token ends as "stop".
-            ended = list(dict.fromkeys(ended + _stopped(groups, tokens)))
+            ended = list(dict.fromkeys(ended + stopped(groups, tokens)))
         reasons = {request.id: request.finish_reason for request in ended}
+        logprobs, prompt_logprobs = new_logprobs(groups, result)
         for group, group_starts in zip(groups, starts, strict=True):
             self._generation_tokens += len(group.ids)
-            self._out.to_tokenizers.append((group.route, group.message(group_starts, tokens, reasons)))
+            self._out.to_tokenizers.append(
+                (group.route, group.message(group_starts, tokens, reasons, logprobs, prompt_logprobs))
+            )
         for request in ended:
             self._end(request)
         planner.after_commit()
@@ -329,10 +340,19 @@ class Scheduler:
         return self._groups
 
     def _send_tokens(
-        self, address: Address, id: RequestId, start: int, tokens: "array[int]", finish_reason: str
+        self,
+        address: Address,
+        id: RequestId,
+        start: int,
+        tokens: "array[int]",
+        finish_reason: str,
+        logprobs: bytes = b"",
+        prompt_logprobs: bytes = b"",
     ) -> None:
-        finished = {0: finish_reason} if finish_reason else {}
-        message = Tokens([id], pack([start]), pack([len(tokens)]), pack(tokens), finished)
+        message = Tokens(
+            [id], pack([start]), pack([len(tokens)]), pack(tokens), {0: finish_reason} if finish_reason else {},
+            {0: logprobs} if logprobs else {}, {0: prompt_logprobs} if prompt_logprobs else {},
+        )  # fmt: skip
         self._out.to_tokenizers.append((address, message))
 
     # Ends
@@ -370,31 +390,3 @@ class Scheduler:
         if self._now - self._lately >= PACE_S:
             self._finished_per_s = self._num_finished_lately / (self._now - self._lately)
             self._num_finished_lately, self._lately = 0, self._now
-
-
-def _stopped(groups: list[TokenizerRows], tokens: "array[int]") -> list[Request]:
-    """Requests whose newest token is one that they stop at."""
-    stopped = []
-    for group in groups:
-        for request, token in zip(group.requests, group.choose(tokens), strict=True):
-            if token in request.params.stop_token_ids:
-                request.finish_reason = "stop"
-                stopped.append(request)
-    return stopped
-
-
-def _check_prompt(request: Request, model: ModelInfo) -> None:
-    """Raises InvalidRequest if the model cannot take a request's tokens."""
-    if not 0 <= min(request.token_ids) <= max(request.token_ids) < model.vocab_size:
-        wrong = next(token for token in request.token_ids if not 0 <= token < model.vocab_size)
-        raise InvalidRequest(
-            f"prompt: token id {wrong} is outside the vocabulary; ids are 0 to {model.vocab_size - 1}",
-            "prompt",
-        )
-    if request.num_prompt >= model.max_model_len:
-        raise InvalidRequest(
-            f"prompt: it has {request.num_prompt} tokens; this model takes {model.max_model_len} with the "
-            f"completion, so at most {model.max_model_len - 1} are left for the prompt",
-            "prompt",
-            "context_length_exceeded",
-        )

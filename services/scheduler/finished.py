@@ -16,6 +16,13 @@ class Finished(msgspec.Struct, frozen=True):
 
     output_ids: bytes
     reason: str
+    logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
+
+    @property
+    def num_tokens(self) -> int:
+        """What it takes of the bound, logprobs counted as tokens of their size."""
+        return (len(self.output_ids) + len(self.logprobs) + len(self.prompt_logprobs)) // INT32_BYTES
 
 
 class FinishedRequests:
@@ -35,8 +42,9 @@ class FinishedRequests:
         """Keep a request that has just finished; the oldest ones make room."""
         output_ids = pack(request.token_ids[request.num_prompt :])
         assert request.id not in self._kept, "a request finished twice"
-        self._kept[request.id] = Finished(output_ids, request.finish_reason)
-        self._num_tokens += request.num_output
+        logprobs, prompt_logprobs = bytes(request.logprobs), bytes(request.prompt_logprobs)
+        self._kept[request.id] = Finished(output_ids, request.finish_reason, logprobs, prompt_logprobs)
+        self._num_tokens += self._kept[request.id].num_tokens
         while len(self._kept) > KEPT_REQUESTS or self._num_tokens > KEPT_TOKENS:
             _, oldest = self._kept.popitem(last=False)
-            self._num_tokens -= len(oldest.output_ids) // INT32_BYTES
+            self._num_tokens -= oldest.num_tokens

@@ -10,6 +10,8 @@ from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from octavo.services.scheduler.blocks import BlockPool
 from octavo.services.scheduler.policy import LOOKAHEAD, MAX_OVERTAKEN, FuturePeak, expected_output, victim
 from octavo.services.scheduler.request import Request, State
@@ -32,7 +34,7 @@ class Planner:
         self.epoch = epoch
         self.pool = BlockPool(model.num_blocks, is_caching)
         self.waiting: deque[Request] = deque()
-        """Those that have run before come first, then by arrival."""
+        """Those that have run before come first, then by priority, then by arrival."""
         self.running: dict[Request, None] = {}
         """Filling, decoding and draining requests, oldest admission first."""
         self.number = 0
@@ -70,7 +72,7 @@ class Planner:
     def add(self, request: Request) -> None:
         """Let a request wait for its turn."""
         request.max_output = min(request.params.max_tokens, self.model.max_model_len - request.num_prompt)
-        insort(self.waiting, request, key=lambda each: (not each.is_resumed, each.arrival))
+        insort(self.waiting, request, key=lambda each: (not each.is_resumed, each.priority, each.arrival))
         if request.is_resumed or len(self.waiting) <= LOOKAHEAD:
             self._admission_is_futile = False
 
@@ -123,6 +125,10 @@ class Planner:
         append_of = self.append_of
         for slot, token in zip(slots, tokens, strict=True):
             append_of[slot](token)
+        for slot in result.logprobs.keys() | result.prompt_logprobs.keys():
+            owner = self.by_slot[slot]
+            if owner is not None and append_of[slot] is not _discard:
+                owner.note_logprobs(result.logprobs.get(slot), result.prompt_logprobs.get(slot))
         self.num_settled = number = result.number
         ended = [request for request, run in self._ends_at.pop(number, ()) if request.run == run]
         for request in ended:
@@ -219,6 +225,8 @@ class Planner:
             request = self.waiting[index]
             # One token at least is computed: its logits are wanted.
             num_shareable = (len(request.token_ids) - 1) // self.model.block_size
+            if request.lacks_prompt_logprobs:
+                num_shareable = 0
             shared = self.pool.find(request.block_hashes[:num_shareable])
             if not self._fits(request, shared):
                 passed.append(request)
@@ -367,8 +375,10 @@ class Planner:
 
 
 def _new_request(request: Request, num_cached: int) -> NewRequest:
-    token_ids, blocks = pack(request.token_ids), pack(request.blocks)
-    return NewRequest(request.slot, token_ids, num_cached, blocks, request.params, request.num_prompt)
+    token_ids, blocks, params = pack(request.token_ids), pack(request.blocks), request.params
+    if params.prompt_logprobs is not None and not request.lacks_prompt_logprobs:
+        params = msgspec.structs.replace(params, prompt_logprobs=None)
+    return NewRequest(request.slot, token_ids, num_cached, blocks, params, request.num_prompt)
 
 
 def _discard(token: int) -> None:

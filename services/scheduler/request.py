@@ -1,12 +1,17 @@
 """One request as the scheduler sees it: its tokens, its blocks, and where it stands."""
 
+import math
+import struct
 from array import array
 from enum import Enum
 
-from octavo.shared.messages import RequestId
+from octavo.shared.errors import InvalidRequest
+from octavo.shared.messages import INT32_BYTES, ModelInfo, RequestId, logprob_bytes
 from octavo.shared.prefix_hash import HASH_BYTES, next_hash, root_hash
 from octavo.shared.sampling import SamplingParams
 from octavo.shared.transport import Address
+
+_UNKNOWN = struct.pack("<f", math.nan)
 
 
 class State(Enum):
@@ -29,7 +34,8 @@ class Request:
         "id", "route", "params", "num_prompt", "token_ids", "root", "block_hashes", "blocks", "num_shared",
         "num_published", "slot",
         "state", "run", "num_planned", "decode_from", "last_step", "num_overtaken", "num_preemptions",
-        "max_output", "expected_blocks", "arrival", "is_resumed", "finish_reason",
+        "max_output", "expected_blocks", "priority", "arrival", "is_resumed", "finish_reason",
+        "logprobs", "prompt_logprobs", "owes_prompt_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -70,9 +76,39 @@ class Request:
         self.max_output = params.max_tokens
         """The planner lowers it to what the model's context has room for."""
         self.expected_blocks = 0
+        self.priority = 0
         self.arrival = 0
         self.is_resumed = False
         self.finish_reason = ""
+        self.logprobs = bytearray()
+        """Of every committed token, `logprob_bytes` each, if they are asked for."""
+        self.prompt_logprobs = bytearray()
+        """Of the prompt's tokens but the first, as `StepResult` has them; all of them before the first new token."""
+        self.owes_prompt_logprobs = False
+        """The tokenizer has not been sent them."""
+
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """They are asked for: its whole prompt must be computed for that, whatever is cached."""
+        if self.params.prompt_logprobs is None:
+            return False
+        size = INT32_BYTES + logprob_bytes(self.params.prompt_logprobs)
+        return len(self.prompt_logprobs) < (self.num_prompt - 1) * size
+
+    def note_logprobs(self, of_token: bytes | None, of_prompt: bytes | None) -> None:
+        """Keep what a step tells."""
+        if of_token is not None and self.params.logprobs is not None:
+            size = logprob_bytes(self.params.logprobs)
+            # Tokens that another scheduler has committed may be without: their client has got them.
+            missing = self.num_output - 1 - len(self.logprobs) // size
+            self.logprobs += _UNKNOWN * (missing * size // len(_UNKNOWN)) + of_token
+        if of_prompt is not None and self.lacks_prompt_logprobs:
+            self.prompt_logprobs += of_prompt
+            self.owes_prompt_logprobs = not self.lacks_prompt_logprobs
+
+    def logprobs_from(self, start: int) -> bytes:
+        """Of its committed tokens from a place in the completion on."""
+        return bytes(self.logprobs[start * logprob_bytes(self.params.logprobs or 0) :])
 
     @property
     def num_output(self) -> int:
@@ -89,6 +125,8 @@ class Request:
 
     def go_back(self) -> None:
         """Wait again, with nothing but its tokens: the executor has forgotten all else."""
+        if self.lacks_prompt_logprobs:
+            self.prompt_logprobs.clear()
         self.state = State.WAITING
         self.blocks = []
         self.slot = -1
@@ -101,3 +139,26 @@ class Request:
             parent = self.block_hashes[-1] if self.block_hashes else self.root
             self.block_hashes.append(next_hash(parent, self.token_ids[start : start + block_size].tobytes()))
         return self.block_hashes[index]
+
+
+def has_stopped(request: Request) -> bool:
+    """Its newest token is one that it stops at."""
+    params = request.params
+    return request.token_ids[-1] in params.stop_token_ids and request.num_output > params.min_tokens
+
+
+def check_prompt(request: Request, model: ModelInfo) -> None:
+    """Raises InvalidRequest if the model cannot take a request's tokens."""
+    if not 0 <= min(request.token_ids) <= max(request.token_ids) < model.vocab_size:
+        wrong = next(token for token in request.token_ids if not 0 <= token < model.vocab_size)
+        raise InvalidRequest(
+            f"prompt: token id {wrong} is outside the vocabulary; ids are 0 to {model.vocab_size - 1}",
+            "prompt",
+        )
+    if request.num_prompt >= model.max_model_len:
+        raise InvalidRequest(
+            f"prompt: it has {request.num_prompt} tokens; this model takes {model.max_model_len} with the "
+            f"completion, so at most {model.max_model_len - 1} are left for the prompt",
+            "prompt",
+            "context_length_exceeded",
+        )

@@ -1,13 +1,19 @@
 """The rows of a step's result, sorted by the tokenizer that each goes to."""
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 
-from octavo.services.scheduler.request import Request
-from octavo.shared.messages import INT32_BYTES, RequestId, Tokens, pack
+from octavo.services.scheduler.request import Request, has_stopped
+from octavo.shared.messages import INT32_BYTES, RequestId, StepResult, Tokens, pack
 from octavo.shared.transport import Address
+
+Value = TypeVar("Value")
+_NONE: Mapping[RequestId, bytes] = MappingProxyType({})
 
 
 class TokenizerRows(msgspec.Struct, frozen=True):
@@ -38,10 +44,24 @@ class TokenizerRows(msgspec.Struct, frozen=True):
         """Of the tokens of all rows, these rows' own."""
         return tokens if self.pick is None else self.pick(tokens)
 
-    def message(self, starts: bytes, tokens: Sequence[int], reasons: dict[RequestId, str]) -> Tokens:
-        """What the tokenizer is told; `reasons` are of all requests that end with this step."""
-        finished = {row: reasons[id] for row, id in enumerate(self.ids) if id in reasons} if reasons else {}
-        return Tokens(self.ids, starts, b"", pack(self.choose(tokens)), finished)
+    def message(
+        self,
+        starts: bytes,
+        tokens: Sequence[int],
+        reasons: dict[RequestId, str],
+        logprobs: Mapping[RequestId, bytes] = _NONE,
+        prompt_logprobs: Mapping[RequestId, bytes] = _NONE,
+    ) -> Tokens:
+        """What the tokenizer is told; `reasons` are of all requests that end with this step, logprobs of any."""
+        finished, of_tokens, of_prompts = (
+            self._by_row(reasons),
+            self._by_row(logprobs),
+            self._by_row(prompt_logprobs),
+        )
+        return Tokens(self.ids, starts, b"", pack(self.choose(tokens)), finished, of_tokens, of_prompts)
+
+    def _by_row(self, values: Mapping[RequestId, Value]) -> dict[int, Value]:
+        return {row: values[id] for row, id in enumerate(self.ids) if id in values} if values else {}
 
 
 def group_rows(owners: Sequence[Request | None]) -> list[TokenizerRows]:
@@ -53,6 +73,33 @@ def group_rows(owners: Sequence[Request | None]) -> list[TokenizerRows]:
             rows.append(row)
             requests.append(request)
     return [_rows_of(route, *members, len(owners)) for route, members in by_route.items()]
+
+
+def stopped(groups: list[TokenizerRows], tokens: "array[int]") -> list[Request]:
+    """Requests whose newest token is one that they stop at."""
+    stopped = []
+    for group in groups:
+        for request, token in zip(group.requests, group.choose(tokens), strict=True):
+            if token in request.params.stop_token_ids and has_stopped(request):
+                request.finish_reason = "stop"
+                stopped.append(request)
+    return stopped
+
+
+def new_logprobs(
+    groups: list[TokenizerRows], result: StepResult
+) -> tuple[dict[RequestId, bytes], dict[RequestId, bytes]]:
+    """What the requests of a step's rows are to be told: logprobs of their new tokens, and of their prompts."""
+    if not result.logprobs and not result.prompt_logprobs:
+        return {}, {}
+    of_tokens, of_prompts = {}, {}
+    for request in (request for group in groups for request in group.requests):
+        if request.params.logprobs is not None:
+            of_tokens[request.id] = request.logprobs_from(request.num_output - 1)
+        if request.owes_prompt_logprobs:
+            request.owes_prompt_logprobs = False
+            of_prompts[request.id] = bytes(request.prompt_logprobs)
+    return of_tokens, of_prompts
 
 
 def _rows_of(route: Address, rows: list[int], requests: list[Request], num_rows: int) -> TokenizerRows:

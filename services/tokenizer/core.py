@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 import msgspec
 
-from octavo.services.tokenizer.call import Call, Choice, Emitted
-from octavo.services.tokenizer.prompts import Prompter
+from octavo.services.tokenizer.call import Call, Emitted
+from octavo.services.tokenizer.choice import Choice
+from octavo.services.tokenizer.workshop import Workshop
+from octavo.shared.endpoints import read_request
 from octavo.shared.errors import Internal, RequestError, Unavailable
 from octavo.shared.messages import (
     CallFailed,
     CallId,
     Cancel,
     CancelCall,
-    Enqueue,
     Generate,
     Heartbeat,
     Message,
     ModelInfo,
-    Progress,
     Ready,
     Refused,
     RequestId,
@@ -29,11 +29,9 @@ from octavo.shared.messages import (
     Text,
     Tokens,
     pack,
-    request_id,
     unpack,
 )
-from octavo.shared.openai import read_request
-from octavo.shared.prefix_hash import hash_blocks, root_hash
+from octavo.shared.openai import Options
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +48,8 @@ class Outbox(msgspec.Struct):
 class TokenizerCore:
     """All calls of one tokenizer process."""
 
-    def __init__(self, prompter: Prompter) -> None:
-        self._prompter = prompter
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
         self._calls: dict[CallId, Call] = {}
         self._choices: dict[RequestId, tuple[Call, Choice]] = {}
         self._model: ModelInfo | None = None
@@ -126,34 +124,29 @@ class TokenizerCore:
         if self._model is None:
             raise Unavailable("the model is not ready", retry_after_s=1)
         model, options = self._model, read_request(message.endpoint, message.body)
-        copies, choices = options.n or 1, []
-        for place, prompt in enumerate(self._prompter.prompts(options, model)):
-            packed = pack(prompt)
-            hashes = root_hash(message.salt) + hash_blocks(packed, model.block_size, message.salt)
-            for copy in range(copies):
-                index = place * copies + copy
-                params = self._prompter.params(options, message.id, copy, len(prompt), model)
-                request = Enqueue(request_id(message.id, index), packed, params, hashes)
-                choices.append(Choice(index, request, prompt, self._prompter.vocabulary, options))
+        if not isinstance(options, Options):
+            self._answer_at_once(gateway, message, self._workshop.answer(options, model))
+            return
+        call = self._workshop.call(message, options, gateway, model)
         self._forget(message.id, tell_scheduler=False)
-        call = self._calls[message.id] = Call(message, options, gateway, choices)
-        for choice in choices:
+        self._calls[message.id] = call
+        for choice in call.choices:
             self._choices[choice.id] = (call, choice)
-            self._resume(call, choice, message.progress.get(choice.index))
+            progress = message.progress.get(choice.index)
+            if progress is not None:
+                self._send(call, call.resume(choice, unpack(progress.token_ids), progress.num_chars))
+            self._enqueue(choice)
         if call.is_finished:
             self._forget(call.id, tell_scheduler=False)
 
-    def _resume(self, call: Call, choice: Choice, progress: Progress | None) -> None:
-        if progress is not None:
-            text = choice.resume(unpack(progress.token_ids), progress.num_chars)
-            if text:
-                self._emit(call, choice, text)
-        self._enqueue(choice)
+    def _answer_at_once(self, gateway: int, message: Generate, body: bytes) -> None:
+        text = Text([message.id], [body], [0], [b""], [0], [0], [message.attempt])
+        self._out.to_gateways.append((gateway, text))
 
     def _enqueue(self, choice: Choice) -> None:
         if choice.finish_reason is None:
-            request = msgspec.structs.replace(choice.request, output_ids=pack(choice.output_ids))
-            self._out.to_scheduler.append(request)
+            known = {"output_ids": pack(choice.output_ids), "output_logprobs": bytes(choice.logprobs)}
+            self._out.to_scheduler.append(msgspec.structs.replace(choice.request, **known))
 
     def _take_tokens(self, message: Tokens) -> None:
         starts, tokens = unpack(message.starts), unpack(message.token_ids)
@@ -163,10 +156,15 @@ class TokenizerCore:
             known = self._choices.get(id)
             if known is not None:
                 reason = message.finished.get(index) if message.finished else None
-                self._take(known[0], known[1], start, tokens[place : place + count], reason)
+                logprobs = message.logprobs.get(index, b"") if message.logprobs else b""
+                if message.prompt_logprobs and index in message.prompt_logprobs:
+                    known[1].prompt_logprobs = message.prompt_logprobs[index]
+                self._take(known[0], known[1], start, tokens[place : place + count], reason, logprobs)
             place += count
 
-    def _take(self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None) -> None:
+    def _take(
+        self, call: Call, choice: Choice, start: int, tokens: Sequence[int], reason: str | None, logprobs: bytes
+    ) -> None:
         if choice.finish_reason is not None:
             return
         num_known = len(choice.output_ids)
@@ -174,14 +172,16 @@ class TokenizerCore:
             log.warning("tokens are missing", extra={"request": choice.id.hex(), "have": num_known, "got": start})
             self._enqueue(choice)
             return
-        text = choice.feed(tokens[num_known - start :], reason)
+        num_new = len(tokens) - (num_known - start)
+        if logprobs and num_new < len(tokens):
+            logprobs = logprobs[len(logprobs) // len(tokens) * (len(tokens) - num_new) :]
+        text = choice.feed(tokens[num_known - start :], reason, logprobs)
         if choice.finish_reason is not None and reason is None:
             # A stop string has ended it; the scheduler cannot know.
             self._out.to_scheduler.append(Cancel([choice.id]))
-        self._emit(call, choice, text)
+        self._send(call, call.show(choice, text))
 
-    def _emit(self, call: Call, choice: Choice, text: str) -> None:
-        emitted = call.show(choice, text)
+    def _send(self, call: Call, emitted: Emitted | None) -> None:
         if emitted is not None:
             self._chunks.setdefault(call.gateway, []).append((call, emitted))
         if call.is_finished:

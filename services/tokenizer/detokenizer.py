@@ -22,13 +22,19 @@ class Detokenizer:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, *, skip_special_tokens: bool = True, follows_prompt: bool = True
+        self,
+        vocabulary: Vocabulary,
+        *,
+        skip_special_tokens: bool = True,
+        follows_prompt: bool = True,
+        shown: frozenset[int] = _NO_IDS,
     ) -> None:
-        """follows_prompt: the ids continue a text, so that a space in front of the first word is real.
+        """shown: special tokens that are not skipped.
+        follows_prompt: the ids continue a text, so that a space in front of the first word is real.
         Where false, the space that SentencePiece puts before a text is taken off again.
         """
         self._pieces = vocabulary.pieces
-        self._hidden = vocabulary.special_ids if skip_special_tokens else _NO_IDS
+        self._hidden = vocabulary.special_ids - shown if skip_special_tokens else _NO_IDS
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drops_space = vocabulary.strips_leading_space and not follows_prompt
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from octavo.services.tokenizer.core import ASK_AGAIN_S, Outbox, TokenizerCore
-from octavo.services.tokenizer.prompts import Prompter
-from octavo.services.tokenizer.vocabulary import load_vocabulary
+from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
 from octavo.shared.messages import (
     TO_TOKENIZER_FROM_GATEWAY,
@@ -20,7 +19,6 @@ from octavo.shared.messages import (
     Message,
     Serving,
 )
-from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
 from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded
 from octavo.shared.transport import (
     HEARTBEAT_S,
@@ -42,14 +40,14 @@ TURN_S = 0.005
 def serve(config: Config, folder: Path) -> None:
     """Run until SIGTERM."""
     stop, watch, context = StopFlag(), Stopwatch(), new_context()
-    prompter = load_prompter(config)
+    workshop = load_workshop(config)
     watch.report("tokenizer")
     keep_what_is_loaded()
     gateways: list[Link[Message]] = [
         Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
-    core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")
+    core, boot, pulse = TokenizerCore(workshop), os.urandom(8), Pulse(folder, "tokenizer")
     began = time.monotonic()
     heard, asked = dict.fromkeys([scheduler, *gateways], began), began
     backlog: deque[Message] = deque()
@@ -113,16 +111,3 @@ def _notice_silence(
         # After a pause of our own what it said may still wait to be received.
         if now - heard[gateway] > SILENCE_S and not gateway.has_input:
             core.lose_gateway(index)
-
-
-def load_prompter(config: Config) -> Prompter:
-    """The vocabulary and template of the configured model. Raises ModelError."""
-    files = locate(config.model)
-    vocabulary = load_vocabulary(files)
-    return Prompter(vocabulary, _eos_ids(files) if vocabulary is None else vocabulary.eos_ids)
-
-
-def _eos_ids(files: ModelFiles) -> frozenset[int]:
-    """End-of-sequence ids of a model without a tokenizer."""
-    found = (read_config(files) | read_generation_config(files)).get("eos_token_id")
-    return frozenset([found] if isinstance(found, int) else found if isinstance(found, list) else [])

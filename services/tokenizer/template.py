@@ -60,11 +60,13 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> str:
         """The prompt for a conversation in OpenAI's format. Changes none of its arguments.
 
+        continue_final_message: end behind the content of the last message, so that the model goes on with it.
         chat_template_kwargs: further names for the template (enable_thinking, documents); those that
             it does not use are ignored.
         Raises InvalidRequest when there is no template, or it refuses or cannot render the messages.
@@ -82,7 +84,8 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
-        return _render(self._template, context)
+        text = _render(self._template, context)
+        return _up_to_content(text, messages[-1]) if continue_final_message else text
 
     def _prepare(self, index: int, message: Message) -> dict[str, object]:
         """A copy of a message in the form that this template can take."""
@@ -153,6 +156,23 @@ _ROLE_PROBES: tuple[tuple[str, list[Message], list[Message]], ...] = (
     ("user", [], []),
     ("assistant", [_USER], [_USER]),
 )
+
+
+def _up_to_content(text: str, message: Message) -> str:
+    """A rendered conversation without what follows the content of its last message (as transformers cuts it)."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = _texts(-1, content)[-1]
+    if not isinstance(content, str) or not content.strip():
+        raise InvalidRequest("continue_final_message: the last message has no text", param="continue_final_message")
+    place = text.rfind(content.strip())
+    if place < 0:
+        raise InvalidRequest(
+            "continue_final_message: the chat template does not show the last message as it is",
+            param="continue_final_message",
+        )
+    end = place + len(content.lstrip())
+    return text[:end] if text[place:end] == content.lstrip() else text[: place + len(content.strip())]
 
 
 def _tool_conversation(has_object: bool, content: str | None) -> list[Message]:

@@ -1,8 +1,10 @@
 """Choosing tokens on a CPU: penalties that know a request's past, and logprobs in the step's result."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tests.tools.pipeline import Pipeline
 from transformers import AutoModelForCausalLM
@@ -11,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from octavo.services.executor.load import load_engine
 from octavo.services.executor.sampler import Sampler, logprobs_of
 from octavo.shared.config import Config
-from octavo.shared.messages import NewRequest, Step, StepResult, pack, unpack
+from octavo.shared.messages import NewRequest, Step, StepResult, pack
 from octavo.shared.process import Stopwatch
 from octavo.shared.sampling import SamplingParams
 
@@ -51,14 +53,14 @@ def test_a_penalty_ends_repetition_and_harms_no_neighbour() -> None:
 def test_logprobs_go_to_the_requests_that_ask_for_them() -> None:
     logits = torch.randn(3, 40)
     params = [SamplingParams(1, logprobs=2), SamplingParams(1), SamplingParams(1, logprobs=0)]
-    columns = logprobs_of(logits, torch.tensor([7, 8, 9]), [4, 5, 6], params)
+    told = logprobs_of(logits, torch.tensor([7, 8, 9]), [4, 5, 6], params)
     every = logits.double().log_softmax(-1)
-    assert unpack(columns.logprob_slots).tolist() == [4, 6]
-    assert unpack(columns.num_top).tolist() == [2, 0]
-    assert unpack(columns.top_ids).tolist() == every[0].topk(2).indices.tolist()
-    values = torch.frombuffer(bytearray(columns.logprobs), dtype=torch.float32).double()
-    expected = torch.stack([every[0, 7], *every[0].topk(2).values, every[2, 9]])
-    assert torch.allclose(values, expected, atol=1e-5)
+    assert told.keys() == {4, 6}
+    assert struct.unpack("<f", told[6])[0] == pytest.approx(float(every[2, 9]), abs=1e-5)
+    chosen, first, second, *ids = struct.unpack("<3f2i", told[4])
+    expected = [float(every[0, 7]), *every[0].topk(2).values.tolist()]
+    assert [chosen, first, second] == pytest.approx(expected, abs=1e-5)
+    assert ids == every[0].topk(2).indices.tolist()
 
 
 def tiny_engine(folder: Path, num_kv_blocks: int) -> Any:
@@ -93,7 +95,7 @@ def test_a_step_names_the_logprobs_of_its_tokens(tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).float()
     with torch.inference_mode():
         every = theirs(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-    assert unpack(first.logprob_slots).tolist() == [2]
-    assert unpack(first.top_ids).tolist() == every.topk(3).indices.tolist()
-    values = torch.frombuffer(bytearray(first.logprobs), dtype=torch.float32)
-    assert torch.allclose(values, torch.cat((every.max()[None], every.topk(3).values)), atol=1e-4)
+    assert first.logprobs.keys() == {2}
+    *values, _, _, _ = told = struct.unpack("<4f3i", first.logprobs[2])
+    assert list(told[4:]) == every.topk(3).indices.tolist()
+    assert values == pytest.approx([float(every.max()), *every.topk(3).values.tolist()], abs=1e-4)

@@ -1,6 +1,7 @@
 """The sampler on a GPU against `octavo.kernels.sampling`, and against distributions and logprobs computed by torch."""
 
 import math
+import struct
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from octavo.kernels import sampling
 from octavo.services.executor.sampler import Sampler, logprobs_of
-from octavo.shared.messages import NewRequest, pack, unpack
+from octavo.shared.messages import NewRequest, pack
 from octavo.shared.sampling import SamplingParams
 
 pytestmark = pytest.mark.gpu
@@ -258,10 +259,10 @@ def test_the_sampler_of_the_engine_is_that_of_the_cpu() -> None:
         assert tokens.tolist() == expected.tolist()
         torch.cuda.synchronize()
         assert pending is not None
-        columns, exact = pending.columns(), logprobs_of(logits, expected, list(range(rows)), params)
-        assert columns[:2] == exact[:2] and columns.top_ids == exact.top_ids
-        assert unpack(columns.logprob_slots).tolist() == list(range(1, rows, 2))
-        difference = torch.frombuffer(bytearray(columns.logprobs), dtype=torch.float32) - torch.frombuffer(
-            bytearray(exact.logprobs), dtype=torch.float32
-        )
-        assert difference.abs().max() < 1e-5
+        told, exact = pending.by_slot(), logprobs_of(logits, expected, list(range(rows)), params)
+        assert told.keys() == exact.keys() == set(range(1, rows, 2))
+        for slot in told:
+            form = f"<{1 + slot}f{slot}i"
+            mine, theirs_ = struct.unpack(form, told[slot]), struct.unpack(form, exact[slot])
+            assert mine[1 + slot :] == theirs_[1 + slot :]
+            assert mine == pytest.approx(theirs_, abs=1e-5)

@@ -8,8 +8,8 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from tests.tools.server import running
 
-from octavo.services.tokenizer.service import load_prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary
+from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -35,7 +35,7 @@ def client() -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    vocabulary = load_prompter(Config()).vocabulary
+    vocabulary = load_workshop(Config()).vocabulary
     assert vocabulary is not None
     return vocabulary
 

@@ -9,7 +9,7 @@ from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from tests.tools.load_client import Stream, completion_body, run_streams
 from tests.tools.server import Server, running, wait_until
 
-from octavo.services.tokenizer.service import load_prompter
+from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
 from octavo.shared.oracle import expected_tokens
 
@@ -50,7 +50,7 @@ def test_no_stream_has_a_token_that_the_oracle_has_not(
 
 
 def test_every_streams_text_is_that_of_its_tokens(streams: list[Stream]) -> None:
-    vocabulary = load_prompter(Config()).vocabulary
+    vocabulary = load_workshop(Config()).vocabulary
     assert vocabulary is not None
     decode = vocabulary._tokenizer.decode
     assert [stream.text for stream in streams] == [decode(stream.token_ids) for stream in streams]

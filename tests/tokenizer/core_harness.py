@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.services.tokenizer.core import TokenizerCore
-from octavo.services.tokenizer.prompts import Prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary
+from octavo.services.tokenizer.workshop import Workshop
 from octavo.shared.messages import (
     CallFailed,
     CallId,
@@ -67,7 +67,7 @@ class Pipeline:
     """A core with the gateway on one side and the scheduler on the other; keeps all that it says."""
 
     def __init__(self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True) -> None:
-        self.core = TokenizerCore(Prompter(vocabulary, frozenset([END])))
+        self.core = TokenizerCore(Workshop(vocabulary, frozenset([END])))
         self.texts: list[Text] = []
         self.failures: list[CallFailed] = []
         self.enqueued: list[Enqueue] = []

@@ -5,21 +5,32 @@ import json
 import msgspec
 from tests.tokenizer.core_harness import END, VOCABULARY, chat, completion, encode
 
-from octavo.services.tokenizer.call import Call, Choice
+from octavo.services.tokenizer.answers.table import make_answer
+from octavo.services.tokenizer.call import Call
+from octavo.services.tokenizer.choice import Choice
+from octavo.services.tokenizer.logprobs import Spelling
+from octavo.shared.endpoints import read_request
 from octavo.shared.messages import CallId, Enqueue, Generate, pack, request_id
-from octavo.shared.openai import read_request
+from octavo.shared.openai import Options
 from octavo.shared.sampling import SamplingParams
+
+
+def options_of(message: Generate) -> Options:
+    options = read_request(message.endpoint, message.body)
+    assert isinstance(options, Options)
+    return options
 
 
 def make_choice(message: Generate, index: int = 0, max_tokens: int = 50) -> Choice:
     params = SamplingParams(max_tokens, stop_token_ids=(END,))
     request = Enqueue(request_id(CallId(message.id), index), pack([1, 2]), params)
-    return Choice(index, request, [1, 2], VOCABULARY, read_request(message.endpoint, message.body))
+    return Choice(index, request, [1, 2], VOCABULARY, options_of(message))
 
 
 def make_call(message: Generate, num_choices: int = 1) -> Call:
-    options = read_request(message.endpoint, message.body)
-    return Call(message, options, 0, [make_choice(message, index) for index in range(num_choices)])
+    options = options_of(message)
+    answer = make_answer(message, options, Spelling(VOCABULARY, False))
+    return Call(message, options, 0, [make_choice(message, index) for index in range(num_choices)], answer)
 
 
 def test_the_token_that_stops_a_completion_is_no_text_but_counts() -> None:
@@ -42,7 +53,7 @@ def test_a_choice_without_a_vocabulary_has_tokens_and_no_text() -> None:
     message = completion()
     params = SamplingParams(5)
     request = Enqueue(request_id(CallId(message.id), 0), pack([1]), params)
-    choice = Choice(0, request, [1], None, read_request(message.endpoint, message.body))
+    choice = Choice(0, request, [1], None, options_of(message))
     assert choice.feed([5, 6], "length") == ""
     assert (choice.output_ids.tolist(), choice.finish_reason) == ([5, 6], "length")
 
@@ -54,18 +65,26 @@ def test_tokens_behind_a_stop_string_do_not_count() -> None:
 
 
 def test_a_resumed_choice_keeps_its_tokens_to_itself() -> None:
-    choice = make_choice(completion())
-    assert choice.resume(encode("one "), 4) == ""
-    assert choice.feed(encode("two"), None) == "two"
-    assert choice.take_unsent_ids().tolist() == encode("two")
-    assert (choice.num_chars, choice.output_ids.tolist()) == (7, encode("one two"))
+    call = make_call(completion())
+    [choice] = call.choices
+    assert call.resume(choice, encode("one "), 4) is None
+    emitted = call.show(choice, choice.feed(encode("two"), None))
+    assert emitted is not None and emitted[2:] == (pack(encode("two")), 7)
+    assert b'"text":"two"' in emitted[0]
+    assert choice.output_ids.tolist() == encode("one two")
+
+
+def test_a_resumed_choice_says_what_the_client_lacks_of_its_tokens() -> None:
+    call = make_call(completion())
+    emitted = call.resume(call.choices[0], encode("one two"), 4)
+    assert emitted is not None and b'"text":"two"' in emitted[0]
 
 
 def test_a_choice_that_had_ended_has_ended_when_it_is_resumed() -> None:
     by_token, by_length, by_string = (make_choice(completion(stop=["c"]), max_tokens=3) for _ in range(3))
-    by_token.resume([*encode("b"), END], 1)
-    by_length.resume(encode("xyz"), 3)
-    by_string.resume(encode("xc"), 1)
+    by_token.resume([*encode("b"), END])
+    by_length.resume(encode("xyz"))
+    by_string.resume(encode("xc"))
     assert [each.finish_reason for each in (by_token, by_length, by_string)] == ["stop", "length", "stop"]
 
 

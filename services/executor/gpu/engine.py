@@ -48,8 +48,8 @@ class Launched:
     def result(self) -> StepResult:
         """Waits for it."""
         self.event.synchronize()
-        logprobs = () if self.logprobs is None else self.logprobs.columns()
-        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()), *logprobs)
+        logprobs = {} if self.logprobs is None else self.logprobs.by_slot()
+        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()), logprobs)
 
 
 class GpuEngine:

@@ -13,7 +13,7 @@ from octavo.kernels.gpu.logprobs import logprobs
 from octavo.kernels.gpu.sampler_state import COLUMNS, pack_state
 from octavo.kernels.gpu.sampling import sample
 from octavo.kernels.sampling import max_distance
-from octavo.services.executor.sampler import Logprobs, counts_of, logprob_columns
+from octavo.services.executor.sampler import counts_of, pack_logprobs
 from octavo.shared.messages import ModelInfo, NewRequest
 from octavo.shared.sampling import MAX_LOGPROBS, SamplingParams
 
@@ -27,9 +27,10 @@ class PendingLogprobs:
     num_top: list[int]
     buffers: tuple[Tensor, Tensor, Tensor]  # pinned: [rows] and twice [rows, MAX_LOGPROBS]
 
-    def columns(self) -> Logprobs:
-        chosen, top, top_ids = (each[self.rows].tolist() for each in self.buffers)
-        return logprob_columns(self.slots, self.num_top, chosen, top, top_ids)
+    def by_slot(self) -> dict[int, bytes]:
+        columns = (each[self.rows].tolist() for each in self.buffers)
+        rows = zip(self.slots, self.num_top, *columns, strict=True)
+        return {slot: pack_logprobs(number, *of_row) for slot, number, *of_row in rows}
 
 
 class GpuSampler:

@@ -1,0 +1,85 @@
+"""Workshop: all that a model's calls are made with. Makes a call with its choices from a request, and short answers."""
+
+from hashlib import blake2b
+
+import msgspec
+
+from octavo.services.tokenizer.answers.table import make_answer
+from octavo.services.tokenizer.call import Call
+from octavo.services.tokenizer.choice import Choice
+from octavo.services.tokenizer.logprobs import Spelling
+from octavo.services.tokenizer.params import Defaults, ParamsMaker
+from octavo.services.tokenizer.prompts import Prompter
+from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
+from octavo.shared.config import Config
+from octavo.shared.messages import Enqueue, Generate, ModelInfo, pack, request_id
+from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
+from octavo.shared.openai import Options
+from octavo.shared.prefix_hash import hash_blocks, root_hash
+from octavo.shared.tokenization import DetokenizeRequest, TokenizeRequest
+
+
+class Workshop:
+    """Of one model. Holds nothing of a call."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary | None,
+        eos_ids: frozenset[int],
+        defaults: Defaults | None = None,
+        trusts_templates: bool = False,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self._prompter = Prompter(vocabulary, trusts_templates)
+        self._params = ParamsMaker(vocabulary, eos_ids, defaults or Defaults())
+
+    def call(self, message: Generate, options: Options, gateway: int, model: ModelInfo) -> Call:
+        """Raises InvalidRequest."""
+        copies, choices, salt = options.num_copies, [], _salt(message, options)
+        for place, prompt in enumerate(self._prompter.prompts(options, model)):
+            packed = pack(prompt.token_ids)
+            hashes = root_hash(salt) + hash_blocks(packed, model.block_size, salt)
+            for copy in range(copies):
+                index = place * copies + copy
+                params = self._params.make(options, message.id, copy, len(prompt.token_ids), model)
+                request = Enqueue(request_id(message.id, index), packed, params, hashes, priority=options.priority or 0)
+                choice = Choice(index, request, prompt.token_ids, self.vocabulary, options)
+                choice.prompt_text = prompt.echo
+                choices.append(choice)
+        spelling = Spelling(self.vocabulary, bool(options.return_tokens_as_token_ids))
+        return Call(message, options, gateway, choices, make_answer(message, options, spelling))
+
+    def answer(self, request: TokenizeRequest | DetokenizeRequest, model: ModelInfo) -> bytes:
+        """The body for a request that needs no completion. Raises InvalidRequest."""
+        if isinstance(request, TokenizeRequest):
+            return msgspec.json.encode(self._prompter.tokenize(request, model))
+        return msgspec.json.encode(self._prompter.detokenize(request, model))
+
+
+def load_workshop(config: Config) -> Workshop:
+    """For the configured model. Raises ModelError."""
+    files = locate(config.model)
+    vocabulary = load_vocabulary(files)
+    eos_ids = _eos_ids(files) if vocabulary is None else vocabulary.eos_ids
+    defaults = Defaults()
+    if config.generation_config == "auto":
+        known = {name: value for name, value in read_generation_config(files).items() if _is_number(value)}
+        defaults = msgspec.convert(known, Defaults)
+    return Workshop(vocabulary, eos_ids, defaults, config.trust_request_chat_template)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _eos_ids(files: ModelFiles) -> frozenset[int]:
+    """End-of-sequence ids of a model without a tokenizer."""
+    found = (read_config(files) | read_generation_config(files)).get("eos_token_id")
+    return frozenset([found] if isinstance(found, int) else found if isinstance(found, list) else [])
+
+
+def _salt(message: Generate, options: Options) -> bytes:
+    """Separates prefix caches by tenant, and by what the client wants apart."""
+    if options.cache_salt is None:
+        return message.salt
+    return blake2b(options.cache_salt.encode(errors="surrogatepass"), key=message.salt[:64], digest_size=32).digest()
