@@ -17,11 +17,11 @@ class CompletionAnswer:
 
     def open(self, index: int, opening: Opening) -> bytes:
         fields: dict[str, object] = {"index": index, "text": opening.echo, "logprobs": None, "finish_reason": None}
-        if opening.echo and self._options.num_top is not None:
+        if self._options.echoes and self._options.num_top is not None:
             fields["logprobs"] = self._logprobs(index, _prompt_tokens(opening))
         if self._shows_ids:
             fields["prompt_token_ids"] = list(opening.prompt_ids)
-        elif not opening.echo:
+        elif not self._options.echoes:
             return b""
         return b"data: " + encode({**self._head, "choices": [fields]}) + b"\n\n"
 
