@@ -1,0 +1,76 @@
+"""Calls whose parameters are XML-like elements without any escaping (Qwen3-Coder)."""
+
+import re
+from collections.abc import Callable
+
+from octavo.services.tokenizer.parsing.parameter_types import parameter_types, quote, to_json
+from octavo.services.tokenizer.parsing.reader import MAX_NAME, Malformed, Markers, Reader, Steps
+from octavo.services.tokenizer.parsing.rules import Rules, Schema
+
+_PARAMETER, _PARAMETER_END, _FUNCTION_END = "<parameter=", "</parameter>", "</function>"
+_NEXT = Markers((_PARAMETER, _FUNCTION_END))
+_VALUE_ENDS = Markers((_PARAMETER_END, _PARAMETER, _FUNCTION_END))  # models forget the first
+_TAG_END = Markers((">",))
+_KEY = re.compile(r"[^<>\n]*")
+
+
+def xml_call(reader: Reader, rules: Rules) -> Steps[None]:
+    """NAME><parameter=KEY>value</parameter>...</function>, after "<function=".
+
+    Where something else stands between parameters, the call ends with those that it has.
+    """
+    name = yield from reader.name()
+    yield from _close_tag(reader)
+    reader.begin_call(name)
+    reader.arguments("{")
+    schema, separator = rules.schemas.get(name, {}), ""
+    try:
+        while (yield from _next(reader)) == _PARAMETER:
+            key = yield from reader.run(_KEY, MAX_NAME)
+            yield from _close_tag(reader)
+            reader.arguments(f"{separator}{quote(key)}: ")
+            yield from _parameter(reader, schema, key)
+            separator = ", "
+    except Malformed:
+        pass
+    reader.arguments("}")
+    reader.end_call()
+
+
+def _close_tag(reader: Reader) -> Steps[None]:
+    if not (yield from reader.literal(_TAG_END)):
+        raise Malformed
+
+
+def _next(reader: Reader) -> Steps[str]:
+    yield from reader.space()
+    return (yield from reader.literal(_NEXT))
+
+
+def _parameter(reader: Reader, schema: Schema, key: str) -> Steps[None]:
+    """Text is passed on as it comes; what becomes another type, when it is whole."""
+    types = parameter_types(schema, key)
+    if types <= {"string"}:
+        reader.arguments('"')
+        yield from _value(reader, lambda text: reader.arguments(quote(text)[1:-1]))
+        reader.arguments('"')
+    else:
+        pieces: list[str] = []
+        yield from _value(reader, pieces.append)
+        reader.arguments(to_json("".join(pieces), types))
+
+
+def _value(reader: Reader, write: Callable[[str], None]) -> Steps[None]:
+    """Write a value. One newline after the tag and one before the next belong to the markup."""
+    if (yield from reader.peek()) == "\n":
+        reader.take(1)
+    newline = ""
+
+    def write_lines(text: str) -> None:
+        nonlocal newline
+        if text:
+            write(newline + text.removesuffix("\n"))
+            newline = "\n" if text.endswith("\n") else ""
+
+    if (yield from reader.pass_until(_VALUE_ENDS, write_lines)) == _PARAMETER_END:
+        reader.take(len(_PARAMETER_END))
