@@ -51,6 +51,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "vllm"],
         Meta(description="defaults of sampling; auto: the model's generation_config.json; vllm: OpenAI's"),
     ] = "auto"
+    tool_call_parser: Annotated[
+        str, Meta(description="how the model writes calls of tools; auto: as its chat template does; none: it does not")
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, Meta(description="how the model writes its reasoning; auto: as its chat template does; none: it does not")
+    ] = "auto"
     trust_request_chat_template: Annotated[bool, Meta(description="let requests bring their own chat template")] = False
     max_model_len: Annotated[
         Positive | None, Meta(description="prompt and completion together, in tokens; none: the model's")

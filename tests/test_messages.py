@@ -102,7 +102,8 @@ def sample(kind: type[msgspec.Struct], seed: int) -> msgspec.Struct:
         int: draw.randrange(2**31), str: "text", bytes: draw.randbytes(18), bool: True,
         Stats: Stats(*range(10)), ModelInfo: ModelInfo(1, 2, 3, 4, 5, 6, "cpu", "float32"),
         ErrorInfo: ErrorInfo(400, "wrong", "prompt", None, 1), SamplingParams: SamplingParams(5),
-        Stats | None: Stats(), dict[int, Progress]: {0: Progress(b"1234", 2)}, dict[int, str]: {0: "stop"}, dict[int, bytes]: {0: b"1234"},
+        Stats | None: Stats(), dict[int, Progress]: {0: Progress(b"1234", 2)}, dict[int, str]: {0: "stop"},
+        dict[int, bytes]: {0: b"1234"},
         list[NewRequest]: [NewRequest(1, b"1234", 0, b"1234", SamplingParams(5, stop_token_ids=(1, 2)))],
         list[bytes]: [b"a", b"b"], list[int]: [0, 1],
     }  # fmt: skip

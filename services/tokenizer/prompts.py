@@ -21,6 +21,8 @@ class Prompt(NamedTuple):
     token_ids: list[int]
     echo: str = ""
     """Where the answer begins with it."""
+    rendered: str = ""
+    """Of a chat: the text that the template has made of it."""
 
 
 class Prompter:
@@ -39,7 +41,7 @@ class Prompter:
         else:
             assert isinstance(request, CompletionRequest)
             prompts, field = [self._plain(each, request, model) for each in request.prompts()], "prompt"
-        prompts = [Prompt(_truncated(prompt.token_ids, request, model), prompt.echo) for prompt in prompts]
+        prompts = [prompt._replace(token_ids=_truncated(prompt.token_ids, request, model)) for prompt in prompts]
         for prompt in prompts:
             _check_length(prompt.token_ids, field, model)
         return prompts
@@ -93,7 +95,7 @@ class Prompter:
         )  # fmt: skip
         last = request.messages[-1]
         echo = last.content if request.echo and last.role == "assistant" and isinstance(last.content, str) else ""
-        return Prompt(self._encode(text, model, "messages", bool(request.add_special_tokens)), echo)
+        return Prompt(self._encode(text, model, "messages", bool(request.add_special_tokens)), echo, text)
 
     def _render(
         self,

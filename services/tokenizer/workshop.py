@@ -9,6 +9,7 @@ from octavo.services.tokenizer.call import Call
 from octavo.services.tokenizer.choice import Choice
 from octavo.services.tokenizer.logprobs import Spelling
 from octavo.services.tokenizer.params import Defaults, ParamsMaker
+from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.prompts import Prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
 from octavo.shared.config import Config
@@ -28,8 +29,10 @@ class Workshop:
         eos_ids: frozenset[int],
         defaults: Defaults | None = None,
         trusts_templates: bool = False,
+        parsers: Parsers | None = None,
     ) -> None:
         self.vocabulary = vocabulary
+        self._parsers = parsers or Parsers(vocabulary)
         self._prompter = Prompter(vocabulary, trusts_templates)
         self._params = ParamsMaker(vocabulary, eos_ids, defaults or Defaults())
 
@@ -43,7 +46,10 @@ class Workshop:
                 index = place * copies + copy
                 params = self._params.make(options, message.id, copy, len(prompt.token_ids), model)
                 request = Enqueue(request_id(message.id, index), packed, params, hashes, priority=options.priority or 0)
-                choice = Choice(index, request, prompt.token_ids, self.vocabulary, options)
+                choice = Choice(
+                    index, request, prompt.token_ids, self.vocabulary, options,
+                    self._parsers.make(options, prompt.rendered), self._parsers.shown_ids(options),
+                )  # fmt: skip
                 choice.prompt_text = prompt.echo
                 choices.append(choice)
         spelling = Spelling(self.vocabulary, bool(options.return_tokens_as_token_ids))
@@ -65,7 +71,8 @@ def load_workshop(config: Config) -> Workshop:
     if config.generation_config == "auto":
         known = {name: value for name, value in read_generation_config(files).items() if _is_number(value)}
         defaults = msgspec.convert(known, Defaults)
-    return Workshop(vocabulary, eos_ids, defaults, config.trust_request_chat_template)
+    parsers = Parsers(vocabulary, config.tool_call_parser, config.reasoning_parser)
+    return Workshop(vocabulary, eos_ids, defaults, config.trust_request_chat_template, parsers)
 
 
 def _is_number(value: object) -> bool:
