@@ -4,13 +4,11 @@ Every child leads a session of its own, so that Ctrl-C reaches this process alon
 kernel when this process dies, however it dies.
 """
 
-import ctypes
 import functools
 import json
 import os
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +25,7 @@ import msgspec
 
 from octavo.shared.config import API_KEY_VARIABLE, Config, to_flags
 from octavo.shared.errors import ConfigError
-from octavo.shared.process import StopFlag
+from octavo.shared.process import StopFlag, die_with_parent
 
 GATEWAYS_STOP_S = 1.5
 """What gateways get to end open streams before they are killed."""
@@ -37,7 +35,6 @@ MAX_RESTARTS = 5
 RESTARTS_S = 60.0
 """More than MAX_RESTARTS of one child in this time end the whole server."""
 TURN_S = 0.05
-PR_SET_PDEATHSIG = 1
 
 
 class StartFailed(Exception):
@@ -82,7 +79,7 @@ class Child:
         self._starts.append(time.monotonic())
         return subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self._environment,
-            start_new_session=True, preexec_fn=functools.partial(_die_with_parent, os.getpid()),
+            start_new_session=True, preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )  # fmt: skip
 
 
@@ -213,13 +210,6 @@ def end_within(children: Sequence[Child], timeout_s: float) -> None:
             child.process.kill()
             child.process.wait()
         child.output.close()
-
-
-def _die_with_parent(parent: int) -> None:
-    """In the child, before it becomes the service: be killed when the parent dies."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)  # it died before we asked
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:

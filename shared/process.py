@@ -1,5 +1,6 @@
 """What every service process does alike: signals, start-up reports, logs, and a pulse that others can look at."""
 
+import ctypes
 import gc
 import json
 import logging
@@ -15,6 +16,7 @@ from octavo.shared.config import Config, parse
 from octavo.shared.errors import ConfigError, OctavoError
 from octavo.shared.transport import HEARTBEAT_S
 
+PR_SET_PDEATHSIG = 1
 PULSE_FRESH_S = 3.0  # six missed beats
 MAX_FOLDER_CHARS = 80  # a unix socket's path has 107, and the longest file name here is gateway-63.sock
 
@@ -34,6 +36,13 @@ class StopFlag:
 def report(stage: str, **fields: str | float) -> None:
     """One line of JSON on standard output: a stage of the start-up is done."""
     print(json.dumps({"stage": stage, **fields}), flush=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """In a child process: be killed by the kernel when the parent, a process id, dies, or now if it has."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_what_is_loaded() -> None:

@@ -39,8 +39,10 @@ THIRD_PARTIES = {
     "shared.transport": {"msgspec", "zmq"},
     "shared.gguf_file": {"msgspec", "gguf", "numpy"},
     "shared.model_files": {"msgspec", "huggingface_hub"},
+    "shared.grammar": {"msgspec", "xgrammar"},
     "services.gateway": {"aiohttp", "msgspec", "prometheus_client"},
     "services.tokenizer": {"tokenizers", "jinja2", "msgspec"},
+    "services.tokenizer.grammar_compile": {"msgspec", "torch"},  # in a process of its own
     "services.scheduler": {"msgspec"},
     "services.executor": {"torch", "safetensors", "msgspec"},
     "services.launch": {"msgspec"},

@@ -1,0 +1,136 @@
+"""One grammar through xgrammar: compiled, tried out and serialized; in a process of its own (grammar_worker.py)."""
+
+import os
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from octavo.services.tokenizer.json_schema import find_unsupported
+from octavo.shared.grammar import MAX_CHOICES, GrammarSpec, GrammarVocabulary, load_xgrammar, tokenizer_info
+
+MAX_THREADS = 4
+TRY_TOKENS = 48
+TRY_S = 0.25
+"""Of CPU time for these tokens: an executor that steps for all waits for every one."""
+
+# xgrammar says where in its sources it raised, and which check of its own failed.
+_NOISE = re.compile(r"^\[[\d:]+\] \S+: |Check failed: \(.*?\) is false: |Invalid structural tag error: ")
+# Said on standard error, and the grammar made without what is spoken of.
+_WARNING = re.compile(r"^\[[\d:]+\] \S+: Warning: (.*)$", re.MULTILINE)
+_HARMLESS = "oneOf with overlapping"
+
+
+class Unfit(Exception):
+    """A grammar that cannot be used; the sentence is for its author."""
+
+
+class Tokens:
+    """What is made of a vocabulary once, for all grammars."""
+
+    def __init__(self, vocabulary: GrammarVocabulary) -> None:
+        import torch
+
+        self.info = tokenizer_info(vocabulary)
+        self.lengths = torch.tensor([len(piece) for piece in vocabulary.pieces])
+        self.bits = torch.arange(32, dtype=torch.int32)
+        self.mask = load_xgrammar().allocate_token_bitmask(1, vocabulary.width)
+
+
+def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
+    """The compiled grammar as xgrammar serializes it. Raises Unfit, and MemoryError."""
+    xgrammar = load_xgrammar()
+    num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+    compiler = xgrammar.GrammarCompiler(tokens.info, max_threads=num_threads, cache_enabled=False)
+    warnings = _catch_standard_error()
+    try:
+        compiled = _compile(spec, compiler)
+        for warning in _WARNING.findall(_read(warnings)):
+            if not warning.startswith(_HARMLESS):
+                raise Unfit(warning)
+        _try_out(xgrammar.GrammarMatcher(compiled), tokens)
+        return compiled.serialize_json().encode()  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        message = str(error)
+        if "bad_alloc" in message:
+            raise MemoryError from None
+        raise Unfit(_NOISE.sub("", message).partition("\n")[0][:400]) from None
+
+
+def _compile(spec: GrammarSpec, compiler: Any) -> Any:
+    """xgrammar.CompiledGrammar. Raises Unfit, and RuntimeError as xgrammar does."""
+    if spec.kind == "json_schema":
+        unsupported = find_unsupported(_decode(spec.value))
+        if unsupported is not None:
+            raise Unfit(unsupported)
+        return compiler.compile_json_schema(spec.value, any_whitespace=spec.any_whitespace, strict_mode=spec.strict)
+    if spec.kind == "json_object":
+        return compiler.compile_json_schema('{"type":"object"}', any_whitespace=spec.any_whitespace, strict_mode=False)
+    if spec.kind == "regex":
+        return compiler.compile_regex(spec.value)
+    if spec.kind == "choice":
+        return compiler.compile_grammar(_choice_grammar(_decode(spec.value)))
+    if spec.kind == "ebnf":
+        return compiler.compile_grammar(spec.value)
+    return compiler.compile_structural_tag(spec.value)
+
+
+def _decode(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise Unfit(f"it is no JSON: {error}") from None
+
+
+def _choice_grammar(choices: object) -> str:
+    if not isinstance(choices, list) or not choices or not all(isinstance(each, str) and each for each in choices):
+        raise Unfit("choices must be a list of strings, none of them empty")
+    if len(choices) > MAX_CHOICES:
+        raise Unfit(f"there are {len(choices)} choices; at most {MAX_CHOICES} are taken")
+    return "root ::= " + " | ".join(_quote(each) for each in choices)
+
+
+def _quote(text: str) -> str:
+    """A string as EBNF has it; what is no plain character by its code point."""
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def _try_out(matcher: Any, tokens: Tokens) -> None:
+    """Let a grammar take some of the longest tokens that it allows.
+
+    Raises Unfit for one that allows no text, or that is slow at it: some ambiguous grammars take seconds a token.
+    """
+    mask, lengths = tokens.mask, tokens.lengths
+    took_s = 0.0
+    for number in range(TRY_TOKENS):
+        began = time.thread_time()
+        matcher.fill_next_token_bitmask(mask)
+        took_s += time.thread_time() - began
+        allowed = ((mask[0].unsqueeze(-1) >> tokens.bits) & 1).flatten()[: len(lengths)].nonzero().flatten()
+        if len(allowed) == 0 and number == 0:
+            raise Unfit("no text can follow the grammar")
+        if len(allowed) == 0 or took_s > TRY_S:
+            break
+        token = int(allowed[lengths[allowed].argmax()])
+        began = time.thread_time()
+        matcher.accept_token(token)
+        took_s += time.thread_time() - began
+        if matcher.is_terminated():
+            break
+    if took_s > TRY_S:
+        raise Unfit(
+            f"the grammar is too slow to follow: {number + 1} tokens took {took_s:.2f} s to check, "
+            f"and {TRY_TOKENS} may take {TRY_S:g} s"
+        )
+
+
+def _catch_standard_error() -> int:
+    """From now on it goes into a file in memory, whose descriptor is returned."""
+    caught = os.memfd_create("warnings")
+    os.dup2(caught, 2)
+    return caught
+
+
+def _read(descriptor: int) -> str:
+    return os.pread(descriptor, 1 << 16, 0).decode(errors="replace")
