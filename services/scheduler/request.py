@@ -30,6 +30,7 @@ class Request:
         "num_published", "slot",
         "state", "run", "num_planned", "decode_from", "last_step", "num_overtaken", "num_preemptions",
         "max_output", "expected_blocks", "arrival", "is_resumed", "finish_reason",
+        "arrived_s", "admitted_s", "first_token_s", "num_cached",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +74,13 @@ class Request:
         self.arrival = 0
         self.is_resumed = False
         self.finish_reason = ""
+        self.arrived_s: float | None = None
+        """None: it came with tokens of its completion, so it began under an earlier scheduler."""
+        self.admitted_s: float | None = None
+        """When the step that began it was planned, for the first time."""
+        self.first_token_s: float | None = None
+        self.num_cached = 0
+        """Tokens of the prompt that were found in the prefix cache then."""
 
     @property
     def num_output(self) -> int:

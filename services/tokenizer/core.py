@@ -177,7 +177,7 @@ class TokenizerCore:
         text = choice.feed(tokens[num_known - start :], reason)
         if choice.finish_reason is not None and reason is None:
             # A stop string has ended it; the scheduler cannot know.
-            self._out.to_scheduler.append(Cancel([choice.id]))
+            self._out.to_scheduler.append(Cancel([choice.id], "stop"))
         self._emit(call, choice, text)
 
     def _emit(self, call: Call, choice: Choice, text: str) -> None:
