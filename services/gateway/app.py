@@ -64,7 +64,7 @@ def _observe(metrics: Metrics) -> Middleware:
             status = response.status
             return response
         finally:
-            metrics.http_requests.labels(route, status).inc()
+            metrics.note_answer(route, status)
 
     return observe
 

@@ -56,6 +56,7 @@ class OpenAIRoutes:
         wanted = read_request(endpoint, body)
         if wanted.model is not None:
             self._check_model(wanted.model)
+        self._metrics.note_request(request, wanted)
         generate = Generate(
             id=CallId(os.urandom(16)),
             endpoint=endpoint,

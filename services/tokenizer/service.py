@@ -21,7 +21,8 @@ from octavo.shared.messages import (
     Serving,
 )
 from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
-from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded
+from octavo.shared.process import StopFlag, Stopwatch, keep_what_is_loaded
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import (
     HEARTBEAT_S,
     SILENCE_S,
@@ -39,7 +40,7 @@ TURN_S = 0.005
 """No text waits for longer until a burst of prompts is encoded, each of which takes milliseconds."""
 
 
-def serve(config: Config, folder: Path) -> None:
+def serve(config: Config, folder: Path, index: int) -> None:
     """Run until SIGTERM."""
     stop, watch, context = StopFlag(), Stopwatch(), new_context()
     prompter = load_prompter(config)
@@ -49,7 +50,7 @@ def serve(config: Config, folder: Path) -> None:
         Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
-    core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer")
+    core, boot, pulse = TokenizerCore(prompter), os.urandom(8), Pulse(folder, "tokenizer", index)
     began = time.monotonic()
     heard, asked = dict.fromkeys([scheduler, *gateways], began), began
     backlog: deque[Message] = deque()
