@@ -40,6 +40,7 @@ THIRD_PARTIES = {
     "shared.gguf_file": {"msgspec", "gguf", "numpy"},
     "shared.model_files": {"msgspec", "huggingface_hub"},
     "services.gateway": {"aiohttp", "msgspec", "prometheus_client"},
+    "services.gateway.traces": {"aiohttp", "msgspec", "opentelemetry"},
     "services.tokenizer": {"tokenizers", "jinja2", "msgspec"},
     "services.scheduler": {"msgspec"},
     "services.executor": {"torch", "safetensors", "msgspec"},

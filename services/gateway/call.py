@@ -6,7 +6,7 @@ import time
 import msgspec
 
 from octavo.shared.errors import RequestError
-from octavo.shared.messages import CallId, Generate, Progress
+from octavo.shared.messages import INT32_BYTES, CallId, Generate, Progress
 from octavo.shared.transport import Address
 
 KEEPALIVE_S = 15.0  # proxies commonly drop a connection that is silent for 30 to 60 s
@@ -58,6 +58,11 @@ class Call:
     def has_ended(self) -> bool:
         """Complete, and everything was taken. A failed call never is: `take` raises instead."""
         return self._is_complete and not self._chunks
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Those whose chunks have come, of all choices. A call that does not stream has none."""
+        return sum(len(sent.token_ids) for sent in self._journal.values()) // INT32_BYTES
 
     def message(self, attempt: int) -> Generate:
         """The call as a worker must get it this time, so that it goes on where the client's stream is."""

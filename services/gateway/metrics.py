@@ -11,7 +11,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
-from octavo.services.gateway import exposition
+from octavo.services.gateway import exposition, traces
 from octavo.services.gateway.call import Call
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
@@ -43,14 +43,17 @@ class Metrics:
     def note_request(self, request: web.Request, wanted: CallRequest) -> None:
         """A request was read, and asks for something that is served."""
         self._choices.observe(wanted.n or 1)
+        traces.note_request(request, wanted, self._config.model_names[0])
 
     def note_first_token(self, request: web.Request, seconds: float) -> None:
         """The first chunk of a streamed request has come, so long after its headers."""
         self._first_token.observe(seconds)
+        traces.note(request, {"gen_ai.latency.time_to_first_token": seconds})
 
     def note_end(self, request: web.Request, call: Call, seconds: float, body: bytes = b"") -> None:
         """The last byte of a whole answer has been sent, so long after the request's headers."""
         self._latency.observe(seconds)
+        traces.note_end(request, call, seconds, body)
 
     def note_answer(self, route: str, status: int) -> None:
         """A request, of whatever kind, is over."""

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from octavo.services.gateway import app
 from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.traces import Traces
 from octavo.services.gateway.workers import Workers, shutting_down
 from octavo.shared.config import Config
 from octavo.shared.messages import TO_GATEWAY
@@ -32,14 +33,18 @@ class Gateway:
             config: of the whole system.
             folder: where the sockets between processes lie.
             index: which of several gateways this is.
+
+        Raises:
+            ConfigError: traces are wanted and cannot be made.
         """
         self._config = config
+        self._traces = Traces(config.otlp_endpoint, index) if config.otlp_endpoint else None
         self._context = new_context()
         hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
         self._pulse = Pulse(folder, "gateway", index)
         self._workers = Workers(hub, config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE)
         self._metrics = Metrics(config, folder, index, self._workers)
-        self.app = app.build(config, self._workers, self._metrics)
+        self.app = app.build(config, self._workers, self._metrics, self._traces)
         self._runner = app.runner(self.app, LAST_WORDS_S)
 
     async def run(self, should_stop: Callable[[], bool]) -> None:
@@ -75,4 +80,6 @@ class Gateway:
         await self._runner.cleanup()
         self._workers.close()
         self._context.term()
+        if self._traces is not None:
+            self._traces.close()
         self._pulse.end()
