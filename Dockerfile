@@ -16,7 +16,7 @@ COPY pyproject.toml LICENSE ./
 # An octavo without sources, for its dependencies.
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir -p src/octavo && touch README.md && echo '__version__ = "0"' > src/octavo/__init__.py && \
-    pip install '.[serve]' && pip uninstall -y octavo
+    pip install '.[serve,otlp]' && pip uninstall -y octavo
 
 FROM packages AS sources
 COPY . .

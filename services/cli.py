@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from octavo import __version__
 from octavo.shared.errors import OctavoError
-from octavo.shared.process import health
+from octavo.shared.pulse import health
 
 USAGE = """\
 usage: octavo COMMAND [options]

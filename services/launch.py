@@ -184,8 +184,8 @@ def _start_children(config: Config) -> Iterator[Child]:
     flags = to_flags(config)
     # The executor takes longest to start, so it comes first.
     roles = [("executor", flags), ("scheduler", flags)]
-    roles += [("tokenizer", flags)] * config.tokenizers
-    roles += [("gateway", ["--index", str(index), *flags]) for index in range(config.gateways)]
+    for role, count in (("tokenizer", config.tokenizers), ("gateway", config.gateways)):
+        roles += [(role, ["--index", str(index), *flags]) for index in range(count)]
     for role, arguments in roles:
         yield Child(role, arguments, environment)
 

@@ -96,6 +96,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Meta(ge=0.0, le=60_000.0, description="how long a simulated step takes", extra={"group": "other"}),
     ] = 0.0
+    otlp_endpoint: Annotated[
+        str | None, Meta(description="URL of an OTLP collector for traces, like http://localhost:4318; none: no traces")
+    ] = None
     runtime_dir: Annotated[
         str | None, Meta(description="folder of the sockets between processes; none: a fresh private one")
     ] = None

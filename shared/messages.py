@@ -22,6 +22,7 @@ from typing import NewType
 import msgspec
 
 from octavo.shared.errors import ErrorInfo
+from octavo.shared.histogram import HistogramCounts
 from octavo.shared.sampling import SamplingParams
 
 CallId = NewType("CallId", bytes)
@@ -86,6 +87,21 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Tokens that the used blocks have room for."""
     num_unfilled: int = 0
     """Of these positions, those that hold no token and are for none of a known prompt."""
+    block_size: int = 0
+    prompt_tokens_cached: int = 0
+    """Of `prompt_tokens`, those found in the prefix cache when their request was first admitted."""
+    num_deferred: int = 0
+    """Of those that wait, those that wait for an executor."""
+    num_rejected: int = 0
+    """Requests refused because too many wait."""
+    num_ended_by_stop: int = 0
+    num_ended_by_length: int = 0
+    num_ended_by_abort: int = 0
+    num_ended_by_error: int = 0
+    histograms: list[HistogramCounts] = []
+    """Those in which something was observed."""
+    made_at_s: float = 0.0
+    """By the machine's monotonic clock: of two the later is newer, whichever way they took."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -112,6 +128,8 @@ class Heartbeat(Message, frozen=True):
     is_ready: bool = True
     """The sender and all that it depends on can serve."""
     stats: Stats | None = None
+    model: ModelInfo | None = None
+    """What is served, as far as the sender knows; from tokenizers to gateways."""
 
 
 # gateway <-> tokenizer
@@ -207,6 +225,8 @@ class Enqueue(Message, frozen=True):
 
 class Cancel(Message, frozen=True):
     ids: list[RequestId]
+    reason: str = "abort"
+    """"stop" if they ended with a stop string, which only a tokenizer sees."""
 
 
 class Ready(Message, frozen=True):
@@ -300,6 +320,8 @@ class StepResult(Message, frozen=True):
     prompt_logprobs: dict[int, bytes] = {}
     """Slot -> logprobs that follow from this step's chunk of its prompt: for each token an int32 of its rank, 1 for
     the likeliest, then `logprob_bytes`."""
+    failures: dict[int, str] = {}
+    """Slot -> why its request alone cannot go on."""
 
 
 class ExecutorReady(Message, frozen=True):

@@ -1,12 +1,12 @@
-"""What every service process does alike: signals, start-up reports, logs, and a pulse that others can look at."""
+"""What every service process does alike: signals, flags, start-up reports and logs."""
 
+import argparse
 import ctypes
 import gc
 import json
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +14,8 @@ from pathlib import Path
 
 from octavo.shared.config import Config, parse
 from octavo.shared.errors import ConfigError, OctavoError
-from octavo.shared.transport import HEARTBEAT_S
 
 PR_SET_PDEATHSIG = 1
-PULSE_FRESH_S = 3.0  # six missed beats
 MAX_FOLDER_CHARS = 80  # a unix socket's path has 107, and the longest file name here is gateway-63.sock
 
 
@@ -63,43 +61,6 @@ class Stopwatch:
         self._since = now
 
 
-class Pulse:
-    """Says to peers, and through a file to health checks, that a main loop turns."""
-
-    def __init__(self, folder: Path, role: str) -> None:
-        self._path = pulse_path(folder, role)
-        self._path.unlink(missing_ok=True)  # left by one that crashed
-        self._next = 0.0
-
-    def is_due(self, now: float) -> bool:
-        """True every HEARTBEAT_S; the caller then beats."""
-        if now < self._next:
-            return False
-        self._next = now + HEARTBEAT_S
-        return True
-
-    def beat(self, is_ready: bool) -> None:
-        """Leave a fresh mark if the service can do its work."""
-        if is_ready:
-            self._path.touch()
-
-    def end(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def pulse_path(folder: Path, role: str) -> Path:
-    """One file for each role and host (in compose each container is a host)."""
-    return folder / f"{role}-{socket.gethostname()}.pulse"
-
-
-def is_alive(folder: Path, role: str) -> bool:
-    """Whether a service of this role on this host was ready a moment ago."""
-    try:
-        return time.time() - pulse_path(folder, role).stat().st_mtime < PULSE_FRESH_S
-    except OSError:
-        return False
-
-
 class _FieldsFormatter(logging.Formatter):
     """`time level process event key=value …`; the values come from `extra`."""
 
@@ -117,15 +78,24 @@ def set_up_logs(role: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def run_service(role: str, serve: Callable[[Config, Path], None], argv: Sequence[str]) -> None:
+def run_service(role: str, serve: Callable[[Config, Path, int], None], argv: Sequence[str]) -> None:
     """The main of a service: read its flags, run it, and end with one plain sentence if it cannot run."""
     try:
-        config = parse(argv, f"octavo {role}", f"The {role} process of Octavo; takes the flags of `octavo serve`.")
+        index, rest = take_index(argv)
+        config = parse(rest, f"octavo {role}", f"The {role} process of Octavo; takes the flags of `octavo serve`.")
         set_up_logs(role, config.log_level)
-        serve(config, runtime_folder(config))
+        serve(config, runtime_folder(config), index)
     except OctavoError as error:
         report("failed", role=role, reason=str(error))
         sys.exit(2)
+
+
+def take_index(argv: Sequence[str]) -> tuple[int, list[str]]:
+    """The value of --index, which of several processes of a role this is, and the other arguments."""
+    parser = argparse.ArgumentParser("octavo", add_help=False, allow_abbrev=False)
+    parser.add_argument("--index", type=int, default=0)
+    given, rest = parser.parse_known_args(argv)
+    return given.index, rest
 
 
 def runtime_folder(config: Config) -> Path:
@@ -137,10 +107,3 @@ def runtime_folder(config: Config) -> Path:
         raise ConfigError(f"--runtime-dir has {len(str(folder))} characters; a socket's path allows {MAX_FOLDER_CHARS}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def health(arguments: Sequence[str]) -> int:
-    """`octavo health ROLE FOLDER`: exit code 0 if that service on this host was ready a moment ago."""
-    if len(arguments) != 2:
-        raise ConfigError("usage: octavo health ROLE RUNTIME_DIR")
-    return 0 if is_alive(Path(arguments[1]), arguments[0]) else 1

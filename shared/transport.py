@@ -138,11 +138,13 @@ def new_context() -> "zmq.Context[zmq.Socket[bytes]]":
     return zmq.Context()
 
 
-def wait(sockets: "Sequence[Hub[In] | Link[In]]", timeout_s: float) -> None:
-    """Sleep until one of the sockets has something to receive, or the time is over."""
+def wait(sockets: "Sequence[Hub[In] | Link[In]]", timeout_s: float, fds: Sequence[int] = ()) -> None:
+    """Sleep until one of the sockets has something to receive, a file descriptor is readable, or the time is over."""
     poller = zmq.Poller()
     for each in sockets:
         poller.register(each.socket, zmq.POLLIN)
+    for fd in fds:
+        poller.register(fd, zmq.POLLIN)
     poller.poll(max(0, int(timeout_s * 1000 + 0.999)))
 
 

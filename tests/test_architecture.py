@@ -41,6 +41,7 @@ THIRD_PARTIES = {
     "shared.model_files": {"msgspec", "huggingface_hub"},
     "shared.grammar": {"msgspec", "xgrammar"},
     "services.gateway": {"aiohttp", "msgspec", "prometheus_client"},
+    "services.gateway.traces": {"aiohttp", "msgspec", "opentelemetry"},
     "services.tokenizer": {"tokenizers", "jinja2", "msgspec"},
     "services.tokenizer.grammar_compile": {"msgspec", "torch"},  # in a process of its own
     "services.scheduler": {"msgspec"},

@@ -71,6 +71,8 @@ def struct(kind: type[msgspec.Struct]) -> st.SearchStrategy[msgspec.Struct]:
 def _field(hint: object) -> st.SearchStrategy[object]:
     if hint is int:
         return st.integers(-(2**63), 2**64 - 1)
+    if hint is float:
+        return st.floats(allow_nan=False)
     if hint == int | None:
         return st.none() | _field(int)
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and hint is not SamplingParams:

@@ -1,86 +1,135 @@
-"""What a request favours or forbids: biases, allowed tokens, bad words, and stop tokens before its shortest length.
+"""What a request favours or forbids: biases, allowed tokens, bad words, a grammar, and no stop token too early.
 
-Forbidden tokens get a logit far below all others but finite, so that a request which forbids everything gets a token
-all the same.
+What is forbidden becomes a mask of bits, 32 tokens an int32; what is favoured stays a list. A restriction that would
+leave a request no token at all does not count.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from octavo.services.executor.grammars import ALL, Grammars, apply_mask
 from octavo.shared.messages import NewRequest, unpack
 from octavo.shared.sampling import SamplingParams
 
-FORBIDDEN = -1e30
+WORD = 32  # tokens of a mask's word
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The edits of some rows of logits."""
+
+    masks: Tensor  # [rows, words] int32
+    rows: list[int]  # of each bias
+    token_ids: list[int]
+    values: list[float]
+
+    def apply(self, logits: Tensor) -> None:
+        """Change logits [rows, vocab] float32 in place, on the CPU."""
+        if self.rows:
+            places = (torch.tensor(self.rows), torch.tensor(self.token_ids))
+            logits.index_put_(places, torch.tensor(self.values), accumulate=True)
+        apply_mask(logits, self.masks)
 
 
 class Edits:
     """The edits of all slots' logits. Remembers of each slot what no step tells."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, vocab_size: int, grammars: Grammars | None = None) -> None:
+        """grammars: where compiled ones are found; None: no request has one."""
+        self._every = _mask(range(vocab_size), vocab_size)
+        self._vocab_size, self._grammars = vocab_size, grammars
         self._slots: dict[int, _SlotEdits] = {}
 
     def admit(self, requests: Iterable[NewRequest]) -> None:
         """Forget the slots' former requests."""
         for request in requests:
-            self._slots.pop(request.slot, None)
+            slot, grammar = request.slot, request.params.grammar
+            self._slots.pop(slot, None)
             if request.params.has_edits:
-                self._slots[request.slot] = _SlotEdits(request, self._vocab_size)
+                self._slots[slot] = edits = _SlotEdits(request, self._vocab_size)
+            if self._grammars is not None:
+                self._grammars.release(slot)
+                if grammar:
+                    self._grammars.admit(slot, grammar, edits.output_ids)
 
-    def rows(self, slots: list[int]) -> list[int]:
+    def forget_all(self) -> None:
+        self._slots.clear()
+        if self._grammars is not None:
+            self._grammars.forget_all()
+
+    def rows(self, slots: Sequence[int]) -> list[int]:
         """Those rows whose slots have edits."""
         return [row for row, slot in enumerate(slots) if slot in self._slots] if self._slots else []
 
-    def apply(self, logits: Tensor, slot: int, position: int) -> None:
-        """Change one row in place.
+    def plan(self, slots: Sequence[int], positions: Sequence[int]) -> Plan:
+        """The edits of rows.
 
         Args:
-            logits: [vocab] float32.
-            slot: of the row; one that `rows` names.
-            position: of the token to be chosen.
+            slots: of the rows; such as `rows` names.
+            positions: of the tokens to be chosen.
         """
-        self._slots[slot].apply(logits, position)
+        plan = Plan(torch.empty(len(slots), len(self._every), dtype=torch.int32), [], [], [])
+        if self._grammars is None:
+            plan.masks.fill_(ALL)
+        else:
+            self._grammars.fill(slots, plan.masks)
+        plan.masks.bitwise_and_(self._every)
+        for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            edits = self._slots[slot]
+            for mask in edits.masks(position):
+                both = plan.masks[row] & mask
+                if both.any():
+                    plan.masks[row] = both
+            plan.rows.extend([row] * len(edits.params.biases))
+            plan.token_ids.extend(edits.params.biases)
+            plan.values.extend(edits.params.biases.values())
+        return plan
 
     def note(self, slot: int, token: int) -> None:
         """The token that was chosen for a slot that `rows` names."""
         self._slots[slot].output_ids.append(token)
+        if self._grammars is not None:
+            self._grammars.accept(slot, token)
+
+    def take_failures(self) -> dict[int, str]:
+        """Slots whose grammars failed since the last call, and why."""
+        return {} if self._grammars is None else self._grammars.take_failures()
 
 
 class _SlotEdits:
     def __init__(self, request: NewRequest, vocab_size: int) -> None:
-        params, token_ids = request.params, unpack(request.token_ids)
+        self.params, token_ids = request.params, unpack(request.token_ids)
         num_prompt = len(token_ids) if request.num_prompt is None else request.num_prompt
         self.output_ids = token_ids[num_prompt:]
-        self._bias = _bias(params, vocab_size)
-        self._stop_ids = torch.tensor([each for each in params.stop_token_ids if each < vocab_size], dtype=torch.int64)
-        self._may_stop_at = num_prompt + params.min_tokens
-        self._bad_words = [unpack(word) for word in params.bad_words]
+        self._vocab_size = vocab_size
+        self._allowed = _allowed(request.params, vocab_size)
+        self._no_stop = ~_mask(request.params.stop_token_ids, vocab_size)
+        self._may_stop_at = num_prompt + request.params.min_tokens
+        self._bad_words = [unpack(word) for word in request.params.bad_words]
 
-    def apply(self, logits: Tensor, position: int) -> None:
-        if self._bias is not None:
-            logits += self._bias
+    def masks(self, position: int) -> Iterable[Tensor]:
+        """Of tokens that may be chosen at a position; each [words] int32."""
+        if self._allowed is not None:
+            yield self._allowed
         if position < self._may_stop_at:
-            logits[self._stop_ids] = FORBIDDEN
-        for word in self._bad_words:
-            if _follows(self.output_ids, word[:-1]) and word[-1] < len(logits):
-                logits[word[-1]] = FORBIDDEN
+            yield self._no_stop
+        if bad := [word[-1] for word in self._bad_words if _follows(self.output_ids, word[:-1])]:
+            yield ~_mask(bad, self._vocab_size)
 
 
-def _bias(params: SamplingParams, vocab_size: int) -> Tensor | None:
-    """What is added to the logits in every step, [vocab] float32."""
-    if not params.biases and not params.allowed_token_ids:
-        return None
-    bias = torch.zeros(vocab_size)
-    for token, value in params.biases.items():
-        bias[token] += value
-    if params.allowed_token_ids:
-        is_allowed = torch.zeros(vocab_size, dtype=torch.bool)
-        is_allowed[torch.tensor(unpack(params.allowed_token_ids), dtype=torch.int64)] = True
-        bias.masked_fill_(~is_allowed, FORBIDDEN)
-    return bias
+def _allowed(params: SamplingParams, vocab_size: int) -> Tensor | None:
+    return _mask(unpack(params.allowed_token_ids), vocab_size) if params.allowed_token_ids else None
+
+
+def _mask(token_ids: Iterable[int], vocab_size: int) -> Tensor:
+    """The bits of these tokens, [words] int32; ids outside of the vocabulary have none."""
+    bits = torch.zeros(-(-vocab_size // WORD) * WORD, dtype=torch.int32)
+    bits[torch.tensor([each for each in token_ids if 0 <= each < vocab_size], dtype=torch.int64)] = 1
+    return (bits.view(-1, WORD) << torch.arange(WORD, dtype=torch.int32)).sum(-1, dtype=torch.int32)
 
 
 def _follows(output_ids: "array[int]", beginning: "array[int]") -> bool:

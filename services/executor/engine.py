@@ -6,6 +6,7 @@ from torch import Tensor
 from octavo.services.executor.batch import PagedAttention, PromptPart, build_batch
 from octavo.services.executor.cache import KvCache
 from octavo.services.executor.decode_replay import record_decode
+from octavo.services.executor.grammars import Grammars
 from octavo.services.executor.launched import Done
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.sampler import Sampler, logprobs_of, prompt_logprobs_of
@@ -18,18 +19,19 @@ LOGITS_ROWS = 64  # of a prompt at once: logits are wide
 class Engine:
     """Runs steps in the order in which they come; knows no more of a request than its slot."""
 
-    def __init__(self, model: DecoderModel, info: ModelInfo) -> None:
+    def __init__(self, model: DecoderModel, info: ModelInfo, grammars: Grammars | None = None) -> None:
         self.info = info
         self._model = model
         self._cache = KvCache(model.spec, info.num_blocks, info.block_size, model.dtype)
         max_blocks = -(-info.max_model_len // info.block_size)
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, self._cache.null_block)
-        self._sampler = Sampler(info.vocab_size)
+        self._sampler = Sampler(info.vocab_size, grammars)
         self._replay = record_decode(model, self._cache, info.num_slots, max_blocks)
 
     def reset(self) -> None:
         """Forget every slot."""
         self._slots.forget_all()
+        self._sampler.forget_all()
 
     def launch(self, step: Step) -> Done:
         """Run a step."""
@@ -59,8 +61,10 @@ class Engine:
         params = [each for each in (slots.params[slot] for slot in sampled) if each is not None]
         tokens = self._sampler.choose(logits, sampled, params, [slots.num_computed[slot] for slot in sampled])
         slots.last_tokens[torch.tensor(sampled)] = tokens
-        logprobs = logprobs_of(logits, tokens, sampled, params)
-        return StepResult(step.epoch, step.number, pack(sampled), pack(tokens.tolist()), logprobs, prompt_logprobs)
+        logprobs, failures = logprobs_of(logits, tokens, sampled, params), self._sampler.take_failures()
+        return StepResult(
+            step.epoch, step.number, pack(sampled), pack(tokens.tolist()), logprobs, prompt_logprobs, failures
+        )
 
     def _prompt_logprobs(self, parts: list[PromptPart], hidden: Tensor) -> dict[int, bytes]:
         """By slot, from the last layer's output at the parts' rows, [rows, hidden]."""

@@ -4,6 +4,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.services.executor.memory import DEFAULT_MAX_LEN, context_limit, longest_request
@@ -25,8 +26,10 @@ SIM_BLOCK_SIZE = 16
 SIM_VOCAB = 32_000
 
 
-def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEngine":
+def load_engine(config: Config, watch: Stopwatch, folder: Path | None = None) -> "Engine | GpuEngine | SimEngine":
     """The engine that a config asks for; reports each stage to `watch`.
+
+    folder: the runtime folder, where compiled grammars lie; None: no request has one.
 
     Raises:
         ModelError: the model cannot be read or is not supported.
@@ -48,10 +51,10 @@ def load_engine(config: Config, watch: Stopwatch) -> "Engine | GpuEngine | SimEn
     if device == "cuda":
         from octavo.services.executor.gpu.load import load_gpu
 
-        return load_gpu(config, files, watch)
+        return load_gpu(config, files, watch, folder)
     from octavo.services.executor.load_cpu import load_cpu
 
-    return load_cpu(config, files, watch)
+    return load_cpu(config, files, watch, folder)
 
 
 def choose_device(config: Config) -> str:

@@ -1,10 +1,13 @@
 """A model on the CPU: its weights, as many KV blocks as are asked for and fit, and one step to warm up."""
 
+from pathlib import Path
+
 import torch
 
 from octavo.services.executor.cache import available_memory_bytes, bytes_per_block
 from octavo.services.executor.engine import Engine
 from octavo.services.executor.fp8_weights import check_device, settle
+from octavo.services.executor.grammars import Grammars
 from octavo.services.executor.memory import GIB, longest_request
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.source import open_model
@@ -18,20 +21,20 @@ from octavo.shared.sampling import SamplingParams
 BLOCK_SIZE = 16
 
 
-def load_cpu(config: Config, files: ModelFiles, watch: Stopwatch) -> Engine:
+def load_cpu(config: Config, files: ModelFiles, watch: Stopwatch, folder: Path | None) -> Engine:
     """An engine that is ready to run. Raises ModelError or ConfigError."""
     threads = torch.get_num_threads()
     # Beside the other services, which start at the same time, threads that wait for each other at each of several
     # thousand small operators have taken 40 s; alone they save 0.1 s.
     torch.set_num_threads(1)
-    engine = _load(config, files, watch)
+    engine = _load(config, files, watch, None if folder is None else Grammars(folder))
     torch.set_num_threads(threads)
     _warm_up(engine)
     watch.report("warm-up")
     return engine
 
 
-def _load(config: Config, files: ModelFiles, watch: Stopwatch) -> Engine:
+def _load(config: Config, files: ModelFiles, watch: Stopwatch, grammars: Grammars | None) -> Engine:
     if config.kv_cache_dtype == "fp8":
         raise ConfigError("--kv-cache-dtype fp8 needs --device cuda: on a CPU keys and values are kept in --dtype")
     source = open_model(config, files, "cpu")
@@ -62,7 +65,7 @@ def _load(config: Config, files: ModelFiles, watch: Stopwatch) -> Engine:
         device="cpu",
         dtype=source.dtype_name,
     )
-    engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info)
+    engine = Engine(DecoderModel(spec, named, dtype, info.max_model_len, pack), info, grammars)
     tokens = num_blocks * block_size
     watch.report("model", detail=f"{tokens} tokens of KV; the first start on a machine compiles its CPU loops")
     return engine

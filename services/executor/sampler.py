@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.kernels.sampling import GENERATED, count_tokens, logprobs, max_distance, penalise, sample
 from octavo.services.executor.edits import Edits
+from octavo.services.executor.grammars import Grammars
 from octavo.shared.messages import NewRequest, unpack
 from octavo.shared.sampling import SamplingParams
 
@@ -18,10 +19,10 @@ from octavo.shared.sampling import SamplingParams
 class Sampler:
     """Chooses tokens; remembers the counts of tokens of those slots whose requests have penalties, and their edits."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, grammars: Grammars | None = None) -> None:
         self._vocab_size = vocab_size
         self._counts: dict[int, Tensor] = {}
-        self._edits = Edits(vocab_size)
+        self._edits = Edits(vocab_size, grammars)
 
     def admit(self, requests: Sequence[NewRequest]) -> None:
         self._edits.admit(requests)
@@ -29,6 +30,14 @@ class Sampler:
             self._counts.pop(request.slot, None)
             if request.params.has_penalties:
                 self._counts[request.slot] = counts_of(request, self._vocab_size)
+
+    def forget_all(self) -> None:
+        self._counts.clear()
+        self._edits.forget_all()
+
+    def take_failures(self) -> dict[int, str]:
+        """Slots whose requests cannot go on since the last call, and why."""
+        return self._edits.take_failures()
 
     def choose(self, logits: Tensor, slots: list[int], params: list[SamplingParams], positions: list[int]) -> Tensor:
         """One token a row, [rows] int64.
@@ -42,8 +51,10 @@ class Sampler:
         edited = self._edits.rows(slots)
         if penalised or edited:
             logits = logits.float().clone()
-        for row in edited:
-            self._edits.apply(logits[row], slots[row], positions[row])
+        if edited:
+            changed = logits[edited]
+            self._edits.plan([slots[row] for row in edited], [positions[row] for row in edited]).apply(changed)
+            logits[edited] = changed
         if penalised:
             chosen = [params[row] for row in penalised]
             logits[penalised] = penalise(

@@ -20,7 +20,8 @@ from octavo.shared.messages import (
     StepFailed,
     StepResult,
 )
-from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded, report
+from octavo.shared.process import StopFlag, Stopwatch, keep_what_is_loaded, report
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_context, wait
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,11 @@ class RunsSteps(Protocol):
         ...
 
 
-def serve(config: Config, folder: Path) -> None:
+def serve(config: Config, folder: Path, index: int) -> None:
     """Load the model, then run steps until SIGTERM."""
     stop, watch = StopFlag(), Stopwatch()
-    pulse = Pulse(folder, "executor")  # before loading: what a predecessor left behind must not count
-    engine = load_engine(config, watch)
+    pulse = Pulse(folder, "executor", index)  # before loading: what a predecessor left behind must not count
+    engine = load_engine(config, watch, folder)
     link: Link[Message] = Link(new_context(), executor_endpoint(folder), TO_EXECUTOR)
     loop = _Loop(engine, link, os.urandom(8))
     keep_what_is_loaded()
@@ -64,7 +65,7 @@ def serve(config: Config, folder: Path) -> None:
         now = time.monotonic()
         if pulse.is_due(now):
             loop.greet()
-            pulse.beat(is_ready=loop.epoch > 0)
+            pulse.beat(loop.epoch > 0, loop.num_steps)
     pulse.end()
 
 
@@ -76,6 +77,7 @@ class _Loop:
         self._steps: deque[Step] = deque()
         self._launched: deque[tuple[int, Launched]] = deque()  # each under its step's number
         self.epoch = 0
+        self.num_steps = 0
 
     def turn(self) -> None:
         # While the device works, its end is asked for again and again: no wait is short enough for it.
@@ -95,6 +97,7 @@ class _Loop:
                 step = self._steps.popleft()
                 number = step.number
                 self._launched.append((number, self._engine.launch(step)))
+                self.num_steps += 1
             if self._launched:
                 number, launched = self._launched[0]
                 if launched.is_done:

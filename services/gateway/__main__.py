@@ -1,21 +1,19 @@
 """The command of one gateway process: reads its settings, then serves until it is told to stop."""
 
-import argparse
 import asyncio
 import resource
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from octavo.services.gateway.service import Gateway
 from octavo.shared.config import Config, parse
 from octavo.shared.errors import ConfigError
-from octavo.shared.process import StopFlag, report, set_up_logs
+from octavo.shared.process import StopFlag, report, set_up_logs, take_index
 
 
 def main() -> None:
     try:
-        index, rest = _take_index(sys.argv[1:])
+        index, rest = take_index(sys.argv[1:])
         config = parse(rest, "octavo gateway", "HTTP in, server-sent events out")
         folder = _folder(config)
     except ConfigError as error:
@@ -23,7 +21,11 @@ def main() -> None:
         sys.exit(2)
     set_up_logs("gateway", config.log_level)
     _raise_file_limit()
-    asyncio.run(_serve(config, folder, index))
+    try:
+        asyncio.run(_serve(config, folder, index))
+    except ConfigError as error:
+        report("failed", role="gateway", reason=str(error))
+        sys.exit(2)
 
 
 async def _serve(config: Config, folder: Path, index: int) -> None:
@@ -32,14 +34,6 @@ async def _serve(config: Config, folder: Path, index: int) -> None:
     report("gateway", address=await gateway.start())
     await gateway.run(lambda: stop.is_set)
     await gateway.stop()
-
-
-def _take_index(argv: Sequence[str]) -> tuple[int, list[str]]:
-    """The value of --index, and the other arguments."""
-    parser = argparse.ArgumentParser("octavo gateway", add_help=False, allow_abbrev=False)
-    parser.add_argument("--index", type=int, default=0)
-    given, rest = parser.parse_known_args(argv)
-    return given.index, rest
 
 
 def _folder(config: Config) -> Path:

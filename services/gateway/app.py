@@ -11,6 +11,7 @@ from octavo.services.gateway.auth import require_key
 from octavo.services.gateway.errors import LABEL, UnsupportedMediaType, answer_errors
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.openai import OpenAIRoutes
+from octavo.services.gateway.traces import Traces
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
 
@@ -22,11 +23,11 @@ IDLE_S = 75.0  # a connection may wait this long between requests
 _LABEL_SHAPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def build(config: Config, workers: Workers, metrics: Metrics) -> web.Application:
+def build(config: Config, workers: Workers, metrics: Metrics, traces: Traces | None) -> web.Application:
     """The application, not yet started."""
     app = web.Application(
         client_max_size=MAX_BODY_BYTES,
-        middlewares=[_observe(metrics), answer_errors, require_key(config.api_keys), _refuse_encodings],
+        middlewares=[_observe(metrics, traces), answer_errors, require_key(config.api_keys), _refuse_encodings],
     )
     app.add_routes(OpenAIRoutes(config, workers, metrics).table())
     app.add_routes(AdminRoutes(workers, metrics).table())
@@ -49,8 +50,8 @@ def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:
     )
 
 
-def _observe(metrics: Metrics) -> Middleware:
-    """A middleware that names a request and counts its answer."""
+def _observe(metrics: Metrics, traces: Traces | None) -> Middleware:
+    """A middleware that names a request, counts its answer, and traces it if it generates text."""
 
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -59,12 +60,16 @@ def _observe(metrics: Metrics) -> Middleware:
         request[LABEL] = label if _LABEL_SHAPE.fullmatch(label) else os.urandom(16).hex()
         route = resource.canonical if resource is not None else "none"
         status = 499
+        if traces is not None and request.method == "POST":
+            traces.begin(request, route)
         try:
             response = await handler(request)
             status = response.status
             return response
         finally:
-            metrics.http_requests.labels(route, status).inc()
+            metrics.note_answer(route, status)
+            if traces is not None:
+                traces.end(request, status)
 
     return observe
 

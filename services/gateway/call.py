@@ -6,7 +6,7 @@ import time
 import msgspec
 
 from octavo.shared.errors import RequestError
-from octavo.shared.messages import CallId, Generate, Progress
+from octavo.shared.messages import INT32_BYTES, CallId, Generate, Progress
 from octavo.shared.transport import Address
 
 KEEPALIVE_S = 15.0  # proxies commonly drop a connection that is silent for 30 to 60 s
@@ -15,11 +15,12 @@ KEEPALIVE_S = 15.0  # proxies commonly drop a connection that is silent for 30 t
 class _Sent:
     """What the client has been sent of one choice."""
 
-    __slots__ = ("num_chars", "token_ids")
+    __slots__ = ("at_s", "num_chars", "token_ids")
 
     def __init__(self) -> None:
         self.token_ids = bytearray()
         self.num_chars = 0
+        self.at_s = 0.0  # when the last tokens came
 
 
 class Call:
@@ -58,21 +59,35 @@ class Call:
         """Complete, and everything was taken. A failed call never is: `take` raises instead."""
         return self._is_complete and not self._chunks
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Those whose chunks have come, of all choices. A call that does not stream has none."""
+        return sum(len(sent.token_ids) for sent in self._journal.values()) // INT32_BYTES
+
     def message(self, attempt: int) -> Generate:
         """The call as a worker must get it this time, so that it goes on where the client's stream is."""
         progress = {choice: Progress(bytes(sent.token_ids), sent.num_chars) for choice, sent in self._journal.items()}
         return msgspec.structs.replace(self._generate, progress=progress, attempt=attempt)
 
-    def deliver(self, chunk: bytes, choice: int, token_ids: bytes, num_chars: int) -> None:
-        """Queue a chunk and note it in the journal."""
+    def deliver(self, chunk: bytes, choice: int, token_ids: bytes, num_chars: int, now: float) -> float | None:
+        """Queue a chunk and note it in the journal.
+
+        Returns:
+            Seconds since the choice's tokens before; None if there are none, or were none.
+        """
         sent = self._journal.get(choice)
         if sent is None:
             sent = self._journal[choice] = _Sent()
-        sent.token_ids += token_ids
+        since_s = None
+        if token_ids:
+            since_s = now - sent.at_s if sent.token_ids else None
+            sent.at_s = now
+            sent.token_ids += token_ids
         sent.num_chars = num_chars
         if chunk:
             self._chunks.append(chunk)
             self._wake()
+        return since_s
 
     def end(self) -> None:
         """Nothing follows."""

@@ -1,99 +1,84 @@
-"""What /metrics shows: the scheduler's counters under vLLM's names, and the gateway's own."""
+"""What a gateway counts of its HTTP requests, and the text of /metrics.
 
-from collections.abc import Callable, Iterator
+Several gateways may listen on one port, and a scrape reaches any of them: each shows the counts of all, under the
+label `gateway`, those of the others as their pulse files say.
+"""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from collections.abc import Iterator
+from pathlib import Path
 
-from octavo.shared.messages import Stats
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 
-FIRST_TOKEN_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
-LATENCY_BUCKETS_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
-
-_COUNTERS: tuple[tuple[str, str, Callable[[Stats], int]], ...] = (
-    ("prefix_cache_queries", "Prompt tokens looked up in the cache.", lambda stats: stats.prefix_queries),
-    ("prefix_cache_hits", "Prompt tokens found in the cache.", lambda stats: stats.prefix_hits),
-    ("num_preemptions", "Requests that lost their KV blocks to others.", lambda stats: stats.num_preemptions),
-    ("prompt_tokens", "Prompt tokens computed.", lambda stats: stats.prompt_tokens),
-    ("generation_tokens", "Tokens generated.", lambda stats: stats.generation_tokens),
-)
-_GAUGES: tuple[tuple[str, str, Callable[[Stats], float]], ...] = (
-    ("vllm:num_requests_running", "Requests that are being computed.", lambda stats: stats.num_running),
-    ("vllm:num_requests_waiting", "Requests that wait to be computed.", lambda stats: stats.num_waiting),
-    ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", lambda stats: _usage(stats)),
-    (
-        "octavo:kv_cache_waste_perc",
-        "Share of the used KV blocks that no token is for, 0 to 1.",
-        lambda stats: _waste(stats),
-    ),
-)
+from octavo.services.gateway import exposition, traces
+from octavo.services.gateway.call import Call
+from octavo.services.gateway.workers import Workers
+from octavo.shared.config import Config
+from octavo.shared.histogram import Histogram
+from octavo.shared.openai import Options
+from octavo.shared.pulse import HttpCounts, read_pulses
 
 
 class Metrics:
     """Owns a registry, so that nothing global is touched."""
 
-    def __init__(self, model_name: str, stats: Callable[[], Stats | None], num_open: Callable[[], int]) -> None:
+    def __init__(self, config: Config, folder: Path, index: int, workers: Workers) -> None:
         """Set up.
 
         Args:
-            model_name: the label of everything that concerns the model.
-            stats: gives the newest counters of the scheduler; asked at every scrape.
-            num_open: gives the number of open calls; asked at every scrape.
+            config: of the whole system.
+            folder: where the pulses of all processes lie.
+            index: which of several gateways this is.
+            workers: know the newest counters of the scheduler; asked at every scrape.
         """
+        self._config, self._folder, self._index, self._workers = config, folder, index, workers
         self._registry = CollectorRegistry()
-        self._registry.register(_StatsCollector(model_name, stats))
-        self.http_requests = Counter(
-            "octavo:http_requests",
-            "Answered HTTP requests; status 499: the client went away first.",
-            ["route", "status"],
-            registry=self._registry,
+        self._registry.register(self)
+        self._answers: dict[tuple[str, int], int] = {}
+        self._choices = Histogram("vllm:request_params_n")
+        self._first_token = Histogram("vllm:time_to_first_token_seconds")
+        self._latency = Histogram("vllm:e2e_request_latency_seconds")
+
+    def note_request(self, request: web.Request, wanted: Options) -> None:
+        """A request was read, and asks for something that is served."""
+        self._choices.observe(wanted.n or 1)
+        traces.note_request(request, wanted, self._config.model_names[0])
+
+    def note_first_token(self, request: web.Request, seconds: float) -> None:
+        """The first chunk of a streamed request has come, so long after its headers."""
+        self._first_token.observe(seconds)
+        traces.note(request, {"gen_ai.latency.time_to_first_token": seconds})
+
+    def note_end(self, request: web.Request, call: Call, seconds: float, body: bytes = b"") -> None:
+        """The last byte of a whole answer has been sent, so long after the request's headers."""
+        self._latency.observe(seconds)
+        traces.note_end(request, call, seconds, body)
+
+    def note_answer(self, route: str, status: int) -> None:
+        """A request, of whatever kind, is over."""
+        self._answers[route, status] = self._answers.get((route, status), 0) + 1
+
+    def http_counts(self) -> HttpCounts:
+        """All that this gateway has counted."""
+        histograms = (self._first_token, self._workers.inter_token, self._latency, self._choices)
+        return HttpCounts(
+            [(route, status, count) for (route, status), count in self._answers.items()],
+            [histogram.counts() for histogram in histograms],
+            self._workers.num_open,
         )
-        open_streams = Gauge("octavo:open_streams", "Calls that are not settled.", registry=self._registry)
-        open_streams.set_function(num_open)
-        self.time_to_first_token = Histogram(
-            "vllm:time_to_first_token_seconds",
-            "From a streamed request's headers to its first chunk.",
-            ["model_name"],
-            registry=self._registry,
-            buckets=FIRST_TOKEN_BUCKETS_S,
-        ).labels(model_name)
-        self.latency = Histogram(
-            "vllm:e2e_request_latency_seconds",
-            "From a request's headers to the last byte of its answer.",
-            ["model_name"],
-            registry=self._registry,
-            buckets=LATENCY_BUCKETS_S,
-        ).labels(model_name)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
 
-
-class _StatsCollector:
-    """Shows the scheduler's counters as they are at the scrape."""
-
-    def __init__(self, model_name: str, stats: Callable[[], Stats | None]) -> None:
-        self._model_name = model_name
-        self._stats = stats
-
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        if stats is None:
-            return
-        for name, text, value_of in _GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
-            gauge.add_metric([self._model_name], value_of(stats))
-            yield gauge
-        for name, text, value_of in _COUNTERS:
-            counter = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            counter.add_metric([self._model_name], value_of(stats))
-            yield counter
-
-
-def _waste(stats: Stats) -> float:
-    return stats.num_unfilled / stats.num_positions if stats.num_positions else 0.0
-
-
-def _usage(stats: Stats) -> float:
-    return stats.num_blocks_used / stats.num_blocks if stats.num_blocks else 0.0
+        """For the registry."""
+        labels = {"model_name": self._config.model_names[0], "engine": "0"}
+        pulses = list(read_pulses(self._folder))
+        gateways = {each.index: each.http for each in pulses if each.http is not None}
+        gateways[self._index] = self.http_counts()
+        if self._workers.stats is not None:
+            yield from exposition.of_scheduler(self._workers.stats, labels, self._config)
+        yield from exposition.of_gateways(gateways, labels)
+        yield from exposition.of_processes(pulses)

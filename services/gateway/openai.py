@@ -15,6 +15,7 @@ from octavo.shared.config import Config
 from octavo.shared.endpoints import read_request
 from octavo.shared.errors import InvalidRequest, NotFound
 from octavo.shared.messages import CallId, Generate
+from octavo.shared.openai import Options
 
 BODY_S = 30.0  # for a body to arrive
 
@@ -64,6 +65,8 @@ class OpenAIRoutes:
         wanted = read_request(endpoint, body)
         if wanted.model is not None:
             self._check_model(wanted.model)
+        if isinstance(wanted, Options):
+            self._metrics.note_request(request, wanted)
         generate = Generate(
             id=CallId(os.urandom(16)),
             endpoint=endpoint,
@@ -85,7 +88,10 @@ class OpenAIRoutes:
             raise NotFound(sentence, param="model", code="model_not_found")
 
     def _card(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._created_s, "owned_by": "octavo"}
+        card: dict[str, object] = {"id": name, "object": "model", "created": self._created_s, "owned_by": "octavo"}
+        card |= {"root": self._names[0], "parent": None, "permission": []}
+        model = self._workers.model
+        return card if model is None else card | {"max_model_len": model.max_model_len}
 
 
 async def _read_body(request: web.Request) -> bytes:

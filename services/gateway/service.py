@@ -9,10 +9,11 @@ from aiohttp import web
 
 from octavo.services.gateway import app
 from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.traces import Traces
 from octavo.services.gateway.workers import Workers, shutting_down
 from octavo.shared.config import Config
 from octavo.shared.messages import TO_GATEWAY
-from octavo.shared.process import Pulse
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import Hub, gateway_endpoint, new_context
 
 TICK_S = 0.2
@@ -32,24 +33,31 @@ class Gateway:
             config: of the whole system.
             folder: where the sockets between processes lie.
             index: which of several gateways this is.
+
+        Raises:
+            ConfigError: traces are wanted and cannot be made.
         """
         self._config = config
+        self._traces = Traces(config.otlp_endpoint, index) if config.otlp_endpoint else None
         self._context = new_context()
         hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
-        self._pulse = Pulse(folder, f"gateway-{index}")
+        self._pulse = Pulse(folder, "gateway", index)
         self._workers = Workers(hub, config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE)
-        metrics = Metrics(config.model_names[0], lambda: self._workers.stats, lambda: self._workers.num_open)
-        self.app = app.build(config, self._workers, metrics)
+        self._metrics = Metrics(config, folder, index, self._workers)
+        self.app = app.build(config, self._workers, self._metrics, self._traces)
         self._runner = app.runner(self.app, LAST_WORDS_S)
 
     async def run(self, should_stop: Callable[[], bool]) -> None:
         """Turn until told to stop; requests are served in between."""
+        delay_s = 0.0
         while not should_stop():
             now = time.monotonic()
             self._workers.tick(now)
             if self._pulse.is_due(now):
-                self._pulse.beat(self._workers.is_ready)
+                self._pulse.beat(self._workers.is_ready, None, delay_s, self._metrics.http_counts())
+                delay_s = 0.0
             await asyncio.sleep(TICK_S)
+            delay_s = max(delay_s, time.monotonic() - now - TICK_S)
 
     async def start(self) -> str:
         """Begin to listen; returns the address, as a URL."""
@@ -72,4 +80,6 @@ class Gateway:
         await self._runner.cleanup()
         self._workers.close()
         self._context.term()
+        if self._traces is not None:
+            self._traces.close()
         self._pulse.end()

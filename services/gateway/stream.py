@@ -33,7 +33,7 @@ async def answer_stream(request: web.Request, call: Call, metrics: Metrics, star
     chunk = b""
     while not chunk and not call.has_ended:
         chunk = await call.take()
-    metrics.time_to_first_token.observe(time.monotonic() - started_s)
+    metrics.note_first_token(request, time.monotonic() - started_s)
     response = web.StreamResponse(headers=EVENT_HEADERS)
     try:
         client = await _Client.prepare(request, response)
@@ -47,7 +47,8 @@ async def answer_stream(request: web.Request, call: Call, metrics: Metrics, star
             response.force_close()
             await client.write(b"data: " + error_body(error) + b"\n\n")
         await response.write_eof()
-        metrics.latency.observe(time.monotonic() - started_s)
+        if call.has_ended:
+            metrics.note_end(request, call, time.monotonic() - started_s)
     except ConnectionError as error:
         log.debug("client gone", extra={"call": call.id.hex(), "reason": str(error)})
     return response
@@ -69,7 +70,7 @@ async def answer_whole(request: web.Request, call: Call, metrics: Metrics, start
         client = await _Client.prepare(request, response)
         await client.write(body)
         await response.write_eof()
-        metrics.latency.observe(time.monotonic() - started_s)
+        metrics.note_end(request, call, time.monotonic() - started_s, body)
     except ConnectionError as error:
         log.debug("client gone", extra={"call": call.id.hex(), "reason": str(error)})
     return response

@@ -10,6 +10,7 @@ import time
 
 from octavo.services.gateway.call import Call
 from octavo.shared.errors import Internal, Overloaded, RequestError, Unavailable, from_info
+from octavo.shared.histogram import Histogram
 from octavo.shared.messages import (
     TO_GATEWAY,
     CallFailed,
@@ -17,6 +18,7 @@ from octavo.shared.messages import (
     CancelCall,
     Generate,
     Heartbeat,
+    ModelInfo,
     Serving,
     Stats,
     Text,
@@ -45,7 +47,10 @@ class Workers:
     """Sends calls to workers, and their chunks back to the calls. Belongs to the event loop's thread."""
 
     def __init__(self, hub: Hub[TO_GATEWAY], max_open: int) -> None:
+        self.model: ModelInfo | None = None
+        """What is served, as soon as a worker knows."""
         self.stats: Stats | None = None  # the newest that any worker passed on
+        self.inter_token = Histogram("vllm:inter_token_latency_seconds")
         self._hub = hub
         self._max_open = max_open
         self._is_draining = False
@@ -176,11 +181,13 @@ class Workers:
         worker.heard_s = now
         match message:
             case Text():
-                self._deliver(worker, message)
+                self._deliver(worker, message, now)
             case Heartbeat():
                 worker.is_ready = message.is_ready
-                if message.stats is not None:
-                    self.stats = message.stats
+                self.model = message.model or self.model
+                stats = message.stats
+                if stats is not None and (self.stats is None or stats.made_at_s >= self.stats.made_at_s):
+                    self.stats = stats
                 self._place_waiting()
             case CallFailed():
                 call = worker.calls.pop(message.id, None)
@@ -189,14 +196,16 @@ class Workers:
             case Serving():
                 pass  # being known is all it wants
 
-    def _deliver(self, worker: _Worker, text: Text) -> None:
+    def _deliver(self, worker: _Worker, text: Text, now: float) -> None:
         columns = zip(text.ids, text.attempts, text.chunks, text.choices, text.token_ids, text.num_chars, strict=True)
         finished = frozenset(text.finished)
         for place, (call_id, attempt, chunk, choice, token_ids, num_chars) in enumerate(columns):
             call = worker.calls.get(call_id)
             if call is None or call.num_sends != attempt:
                 continue  # cancelled meanwhile, or from before its connection was lost and the call sent again
-            call.deliver(chunk, choice, token_ids, num_chars)
+            since_s = call.deliver(chunk, choice, token_ids, num_chars, now)
+            if since_s is not None:
+                self.inter_token.observe(since_s)
             if place in finished:
                 del worker.calls[call_id]
                 call.end()

@@ -16,6 +16,8 @@ from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.policy import retry_after_s
 from octavo.services.scheduler.request import Request, check_prompt, has_stopped
 from octavo.services.scheduler.rows import TokenizerRows, group_rows, new_logprobs, stopped
+from octavo.services.scheduler.tally import Tally
+from octavo.services.scheduler.traffic_log import TrafficLog
 from octavo.shared.errors import InvalidRequest, Overloaded, RequestError
 from octavo.shared.messages import (
     INT32_BYTES,
@@ -90,8 +92,8 @@ class Scheduler:
         self._orphans: dict[RequestId, float] = {}  # when each is given up
         self._finished = FinishedRequests()
         self._stop_counts: dict[int, int] = {}  # stop token -> requests that stop at it
-        self._past = Stats()
-        self._num_arrived = self._prompt_tokens = self._generation_tokens = 0
+        self._tally, self._traffic_log = Tally(), TrafficLog()
+        self._num_arrived = 0
         self._finished_per_s = 0.0
         self._num_finished_lately, self._lately = 0, 0.0
         self._groups: list[TokenizerRows] = []
@@ -124,26 +126,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Counters since the start, over all epochs."""
-        planner, past = self.planner, self._past
-        num_running = 0 if planner is None else len(planner.running)
-        stats = msgspec.structs.replace(
-            past, num_running=num_running, num_waiting=len(self._requests) - num_running, num_blocks_used=0,
-            num_positions=0, num_unfilled=0, prompt_tokens=self._prompt_tokens,
-            generation_tokens=self._generation_tokens,
-        )  # fmt: skip
-        if planner is None:
-            return stats
-        return msgspec.structs.replace(
-            stats,
-            num_blocks=planner.pool.num_blocks,
-            num_blocks_used=planner.pool.num_held,
-            num_positions=planner.pool.num_held * planner.model.block_size,
-            num_unfilled=planner.num_unfilled,
-            num_steps=past.num_steps + planner.number,
-            num_preemptions=past.num_preemptions + planner.num_preemptions,
-            prefix_queries=past.prefix_queries + planner.prefix_queries,
-            prefix_hits=past.prefix_hits + planner.prefix_hits,
-        )
+        return self._tally.stats(self.planner, len(self._requests), self._now)
 
     # The executor's messages
 
@@ -182,7 +165,7 @@ class Scheduler:
         planner = self.planner
         if planner is None:
             return
-        self._past = self.stats()
+        self._tally.end_epoch(planner)
         planner.stop()
         self.planner = self._executor = None
         self._groups_of = None
@@ -200,7 +183,7 @@ class Scheduler:
                 self._out.to_tokenizers.append((address, Refused(message.id, error.info())))
         elif isinstance(message, Cancel):
             for id in message.ids:
-                self._cancel(id, address)
+                self._cancel(id, address, message.reason)
 
     def _greet(self, address: Address) -> None:
         """A tokenizer is new, or was given up too early: then its requests are no orphans."""
@@ -224,7 +207,6 @@ class Scheduler:
             return
         request = self._new_request(address, message)
         self._requests[request.id] = request
-        self._prompt_tokens += request.num_prompt
         for token in request.params.stop_token_ids:
             self._stop_counts[token] = self._stop_counts.get(token, 0) + 1
         if self.planner is not None:
@@ -234,6 +216,7 @@ class Scheduler:
         """The request of a message. Raises RequestError if it must not enter."""
         num_waiting = len(self._requests) - (0 if self.planner is None else len(self.planner.running))
         if num_waiting >= self._max_queued and not message.output_ids:
+            self._tally.num_rejected += 1
             raise Overloaded(
                 f"too many streams: {num_waiting} requests are waiting; at most {self._max_queued} may wait",
                 retry_after_s=retry_after_s(num_waiting, self._finished_per_s),
@@ -250,6 +233,7 @@ class Scheduler:
         request.priority = message.priority
         self._num_arrived += 1
         request.arrival = self._num_arrived
+        request.arrived_s = None if message.output_ids else self._now
         return request
 
     def _enter(self, planner: Planner, request: Request) -> None:
@@ -259,7 +243,7 @@ class Scheduler:
             check_prompt(request, planner.model)
         except RequestError as error:
             self._out.to_tokenizers.append((request.route, Refused(request.id, error.info())))
-            self._forget(request)
+            self._forget(request, "error")
             return
         if request.num_output > 0 and has_stopped(request):
             request.finish_reason = "stop"
@@ -281,10 +265,10 @@ class Scheduler:
                 address, request.id, num_known, missing, "", request.logprobs_from(num_known), prompt_logprobs
             )
 
-    def _cancel(self, id: RequestId, address: Address) -> None:
+    def _cancel(self, id: RequestId, address: Address, reason: str) -> None:
         request = self._requests.get(id)
         if request is not None and request.route == address:
-            self._forget(request)
+            self._forget(request, "stop" if reason == "stop" else "abort")
 
     def _lose(self, address: Address) -> None:
         if address == self._executor:
@@ -307,13 +291,16 @@ class Scheduler:
             step = planner.plan(self._pace.most_chunk_tokens)
             if step is None:
                 return
-            self._in_flight.append((self._now, num_decoding, sum(unpack(step.chunk_lengths))))
+            num_chunk_tokens = sum(unpack(step.chunk_lengths))
+            self._in_flight.append((self._now, num_decoding, num_chunk_tokens))
+            self._tally.note_step(planner, step, num_chunk_tokens, self._now)
             self._out.to_executor.append((executor, step))
 
     def _settle(self, result: StepResult) -> None:
         planner = self.planner
         assert planner is not None
         self._pace.settle(self._now, *self._in_flight.popleft())
+        self._tally.note_result(result.number, self._now)
         tokens = unpack(result.token_ids)
         groups = self._group(planner, result.slots)
         starts = [group.starts() for group in groups]
@@ -324,12 +311,15 @@ class Scheduler:
         reasons = {request.id: request.finish_reason for request in ended}
         logprobs, prompt_logprobs = new_logprobs(groups, result)
         for group, group_starts in zip(groups, starts, strict=True):
-            self._generation_tokens += len(group.ids)
+            self._tally.generation_tokens += len(group.ids)
             self._out.to_tokenizers.append(
                 (group.route, group.message(group_starts, tokens, reasons, logprobs, prompt_logprobs))
             )
+        for slot, reason in result.failures.items():
+            self._refuse(planner.by_slot[slot], reason)
         for request in ended:
-            self._end(request)
+            if request.id in self._requests:
+                self._end(request)
         planner.after_commit()
 
     def _group(self, planner: Planner, slots: bytes) -> list[TokenizerRows]:
@@ -357,13 +347,21 @@ class Scheduler:
 
     # Ends
 
+    def _refuse(self, request: Request | None, reason: str) -> None:
+        """The executor cannot go on with this request alone."""
+        if request is not None and request.id in self._requests:
+            error = InvalidRequest(reason, code="grammar_failed")
+            self._out.to_tokenizers.append((request.route, Refused(request.id, error.info())))
+            self._forget(request, "error")
+
     def _end(self, request: Request) -> None:
         """A request has all its tokens."""
         self._num_finished_lately += 1
         self._finished.keep(request)
-        self._forget(request)
+        self._forget(request, request.finish_reason)
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: Request, reason: str) -> None:
+        self._tally.note_end(request, reason, self._now)
         del self._requests[request.id]
         if self.planner is not None:
             self.planner.finish(request)
@@ -375,7 +373,8 @@ class Scheduler:
 
     def _beat(self) -> None:
         """Twice a second: tell everyone that we live, and give up those that do not."""
-        beat = Heartbeat(self.is_ready, self.stats())
+        beat = Heartbeat(self.is_ready, stats := self.stats())
+        self._traffic_log.note(stats)
         for address in self._tokenizers:
             self._out.to_tokenizers.append((address, beat))
         if self._executor is not None:
@@ -386,7 +385,7 @@ class Scheduler:
         for id, deadline in list(self._orphans.items()):
             if self._now > deadline:
                 log.warning("an orphaned request is given up", extra={"request": id.hex()})
-                self._forget(self._requests[id])
+                self._forget(self._requests[id], "abort")
         if self._now - self._lately >= PACE_S:
             self._finished_per_s = self._num_finished_lately / (self._now - self._lately)
             self._num_finished_lately, self._lately = 0, self._now

@@ -36,6 +36,7 @@ class Request:
         "state", "run", "num_planned", "decode_from", "last_step", "num_overtaken", "num_preemptions",
         "max_output", "expected_blocks", "priority", "arrival", "is_resumed", "finish_reason",
         "logprobs", "prompt_logprobs", "owes_prompt_logprobs",
+        "arrived_s", "admitted_s", "first_token_s", "num_cached",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,13 @@ class Request:
         """Of the prompt's tokens but the first, as `StepResult` has them; all of them before the first new token."""
         self.owes_prompt_logprobs = False
         """The tokenizer has not been sent them."""
+        self.arrived_s: float | None = None
+        """None: it came with tokens of its completion, so it began under an earlier scheduler."""
+        self.admitted_s: float | None = None
+        """When the step that began it was planned, for the first time."""
+        self.first_token_s: float | None = None
+        self.num_cached = 0
+        """Tokens of the prompt that were found in the prefix cache then."""
 
     @property
     def lacks_prompt_logprobs(self) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from octavo.services.scheduler.core import Inbox, Outbox, Scheduler
 from octavo.shared.config import Config
 from octavo.shared.messages import TO_SCHEDULER_FROM_EXECUTOR, TO_SCHEDULER_FROM_TOKENIZER, Message
-from octavo.shared.process import Pulse, StopFlag, Stopwatch
+from octavo.shared.process import StopFlag, Stopwatch
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import (
     HEARTBEAT_S,
     Address,
@@ -19,7 +20,7 @@ from octavo.shared.transport import (
 )
 
 
-def serve(config: Config, folder: Path) -> None:
+def serve(config: Config, folder: Path, index: int) -> None:
     """Run until SIGTERM."""
     stop, watch = StopFlag(), Stopwatch()
     context = new_context()
@@ -27,16 +28,19 @@ def serve(config: Config, folder: Path) -> None:
     executors: Hub[Message] = Hub(context, executor_endpoint(folder), TO_SCHEDULER_FROM_EXECUTOR)
     max_step_s = config.max_step_ms / 1e3 if config.max_step_ms is not None else None
     scheduler = Scheduler(os.urandom(8), config.max_queued_requests, config.enable_prefix_caching, max_step_s)
-    pulse = Pulse(folder, "scheduler")
+    pulse = Pulse(folder, "scheduler", index)
     watch.report("scheduler")
     lost: list[Address] = []
+    longest_s = 0.0
     while not stop.is_set:
         wait([tokenizers, executors], HEARTBEAT_S)
         now = time.monotonic()
         outbox = scheduler.step(now, Inbox(tokenizers.receive(), executors.receive(), lost))
         lost = _send(outbox, tokenizers, executors)
+        longest_s = max(longest_s, time.monotonic() - now)
         if pulse.is_due(now):
-            pulse.beat(is_ready=True)
+            pulse.beat(True, scheduler.stats().num_steps, longest_s)
+            longest_s = 0.0
     pulse.end()
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from octavo.services.tokenizer.call import Call, Emitted
 from octavo.services.tokenizer.choice import Choice
+from octavo.services.tokenizer.compiling import Compiling, Waiting
 from octavo.services.tokenizer.workshop import Workshop
 from octavo.shared.endpoints import read_request
 from octavo.shared.errors import Internal, RequestError, Unavailable
@@ -48,11 +49,12 @@ class Outbox(msgspec.Struct):
 class TokenizerCore:
     """All calls of one tokenizer process."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
+    def __init__(self, workshop: Workshop, compiling: Compiling) -> None:
+        self._workshop, self._compiling = workshop, compiling
         self._calls: dict[CallId, Call] = {}
         self._choices: dict[RequestId, tuple[Call, Choice]] = {}
-        self._model: ModelInfo | None = None
+        self.model: ModelInfo | None = None
+        """Of the scheduler's executor, once there has been one."""
         self._chunks: dict[int, list[tuple[Call, Emitted]]] = {}
         self._out = Outbox([], [])
         self.is_ready = False
@@ -70,6 +72,7 @@ class TokenizerCore:
     def hear_gateway(self, gateway: int, message: Message) -> None:
         """A message of a gateway, by its index."""
         if isinstance(message, CancelCall):
+            self._compiling.cancel(message.id)
             self._forget(message.id, tell_scheduler=True)
         elif isinstance(message, Generate):
             try:
@@ -81,18 +84,26 @@ class TokenizerCore:
                 log.exception("call failed", extra={"call": message.id.hex()})
                 self._fail(gateway, message.id, Internal("the request could not be prepared"))
 
+    def hear_compiler(self) -> None:
+        """Begin the calls whose grammars are compiled; refuse those whose cannot be."""
+        for waiting, error in self._compiling.take_answers():
+            if error is None:
+                self.hear_gateway(waiting.gateway, waiting.message)
+            else:
+                self._fail(waiting.gateway, waiting.message.id, error)
+
     def hear_scheduler(self, message: Message) -> None:
         if isinstance(message, Tokens):
             self._take_tokens(message)
         elif isinstance(message, Ready):
             # A new scheduler knows none of our requests, and one that greets us anew may have lost us for a
             # while. Where it has lost nothing, to enqueue again is harmless.
-            self._model, self.stats = message.model, message.stats
+            self.model, self.stats = message.model, message.stats
             for _, choice in self._choices.values():
                 self._enqueue(choice)
             self.is_ready = True
         elif isinstance(message, Heartbeat):
-            self.is_ready = message.is_ready and self._model is not None
+            self.is_ready = message.is_ready and self.model is not None
             self.stats = message.stats
         elif isinstance(message, Refused):
             self._refuse(message)
@@ -103,6 +114,7 @@ class TokenizerCore:
 
     def lose_gateway(self, gateway: int) -> None:
         """It has been silent for too long: nobody waits for its calls."""
+        self._compiling.lose_gateway(gateway)
         for call in [call for call in self._calls.values() if call.gateway == gateway]:
             self._forget(call.id, tell_scheduler=True)
 
@@ -117,17 +129,25 @@ class TokenizerCore:
             if num_output == choice.num_at_last_look:
                 self._enqueue(choice)
             choice.num_at_last_look = num_output
+        self._compiling.keep({choice.request.params.grammar for _, choice in self._choices.values()} - {""})
 
     # Calls
 
     def _begin(self, gateway: int, message: Generate) -> None:
-        if self._model is None:
+        if self.model is None:
             raise Unavailable("the model is not ready", retry_after_s=1)
-        model, options = self._model, read_request(message.endpoint, message.body)
+        model, options = self.model, read_request(message.endpoint, message.body)
         if not isinstance(options, Options):
             self._answer_at_once(gateway, message, self._workshop.answer(options, model))
             return
-        call = self._workshop.call(message, options, gateway, model)
+        prompts = self._workshop.prompts(options, model)
+        grammar, wanted = "", self._workshop.grammar(options, prompts)
+        if wanted is not None:
+            key = self._compiling.key_of(wanted[0], model, Waiting(gateway, message, wanted[1]))
+            if key is None:
+                return
+            grammar = key
+        call = self._workshop.call(message, options, prompts, gateway, model, grammar)
         self._forget(message.id, tell_scheduler=False)
         self._calls[message.id] = call
         for choice in call.choices:
@@ -178,7 +198,7 @@ class TokenizerCore:
         text = choice.feed(tokens[num_known - start :], reason, logprobs)
         if choice.finish_reason is not None and reason is None:
             # A stop string has ended it; the scheduler cannot know.
-            self._out.to_scheduler.append(Cancel([choice.id]))
+            self._out.to_scheduler.append(Cancel([choice.id], "stop"))
         self._send(call, call.show(choice, text))
 
     def _send(self, call: Call, emitted: Emitted | None) -> None:

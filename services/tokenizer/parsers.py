@@ -74,8 +74,9 @@ class Parsers:
         return self._shown if self._format_of(options) else self._shown_thinking
 
     def thinks(self, prompt: str) -> bool:
-        """The completion behind a rendered prompt begins with reasoning, or may."""
-        return self._reasoning is not None and not prompt.rstrip().endswith(_THOUGHT)
+        """The completion behind a rendered prompt begins with reasoning, or may, and ends it with a tag of text."""
+        has_tags = self._reasoning is not None and not self._is_harmony and _THOUGHT[0] not in self._special
+        return has_tags and prompt != "" and not prompt.rstrip().endswith(_THOUGHT)
 
     def _format_of(self, options: ChatRequest) -> str | None:
         """Of the calls that the request lets the model write."""

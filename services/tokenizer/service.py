@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from octavo.services.tokenizer.compiling import Compiling
 from octavo.services.tokenizer.core import ASK_AGAIN_S, Outbox, TokenizerCore
 from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
@@ -19,7 +20,8 @@ from octavo.shared.messages import (
     Message,
     Serving,
 )
-from octavo.shared.process import Pulse, StopFlag, Stopwatch, keep_what_is_loaded
+from octavo.shared.process import StopFlag, Stopwatch, keep_what_is_loaded
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import (
     HEARTBEAT_S,
     SILENCE_S,
@@ -37,17 +39,18 @@ TURN_S = 0.005
 """No text waits for longer until a burst of prompts is encoded, each of which takes milliseconds."""
 
 
-def serve(config: Config, folder: Path) -> None:
+def serve(config: Config, folder: Path, index: int) -> None:
     """Run until SIGTERM."""
     stop, watch, context = StopFlag(), Stopwatch(), new_context()
     workshop = load_workshop(config)
+    compiling = Compiling(folder, workshop.vocabulary)
     watch.report("tokenizer")
     keep_what_is_loaded()
     gateways: list[Link[Message]] = [
         Link(context, gateway_endpoint(folder, index), TO_TOKENIZER_FROM_GATEWAY) for index in range(config.gateways)
     ]
     scheduler: Link[Message] = Link(context, scheduler_endpoint(folder), TO_TOKENIZER_FROM_SCHEDULER)
-    core, boot, pulse = TokenizerCore(workshop), os.urandom(8), Pulse(folder, "tokenizer")
+    core, boot, pulse = TokenizerCore(workshop, compiling), os.urandom(8), Pulse(folder, "tokenizer", index)
     began = time.monotonic()
     heard, asked = dict.fromkeys([scheduler, *gateways], began), began
     backlog: deque[Message] = deque()
@@ -55,7 +58,7 @@ def serve(config: Config, folder: Path) -> None:
     for gateway in gateways:
         gateway.send(Serving(boot))
     while not stop.is_set:
-        wait([scheduler, *gateways], 0.0 if backlog or calls else HEARTBEAT_S)
+        wait([scheduler, *gateways], 0.0 if backlog or calls else HEARTBEAT_S, compiling.fds)
         now = time.monotonic()
         backlog.extend(() if backlog else scheduler.receive())
         for _ in range(min(len(backlog), FRAMES_PER_TURN)):
@@ -68,6 +71,7 @@ def serve(config: Config, folder: Path) -> None:
                 calls.append((index, message))
                 if isinstance(message, CancelCall):  # what is cancelled need not be encoded any more
                     calls = deque(each for each in calls if not _begins(each[1], message))
+        core.hear_compiler()
         until = time.monotonic() + TURN_S
         while calls:
             core.hear_gateway(*calls.popleft())
@@ -82,7 +86,8 @@ def serve(config: Config, folder: Path) -> None:
             pulse.beat(core.is_ready)
             scheduler.send(Heartbeat() if core.is_ready else Join(boot))
             for gateway in gateways:
-                gateway.send(Heartbeat(core.is_ready, core.stats))
+                gateway.send(Heartbeat(core.is_ready, core.stats, core.model))
+    compiling.close()
     pulse.end()
 
 

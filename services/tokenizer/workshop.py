@@ -10,9 +10,11 @@ from octavo.services.tokenizer.choice import Choice
 from octavo.services.tokenizer.logprobs import Spelling
 from octavo.services.tokenizer.params import Defaults, ParamsMaker
 from octavo.services.tokenizer.parsers import Parsers
-from octavo.services.tokenizer.prompts import Prompter
+from octavo.services.tokenizer.prompts import Prompt, Prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
+from octavo.services.tokenizer.wanted_grammar import wanted_grammar
 from octavo.shared.config import Config
+from octavo.shared.grammar import GrammarSpec
 from octavo.shared.messages import Enqueue, Generate, ModelInfo, pack, request_id
 from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
 from octavo.shared.openai import Options
@@ -36,15 +38,25 @@ class Workshop:
         self._prompter = Prompter(vocabulary, trusts_templates)
         self._params = ParamsMaker(vocabulary, eos_ids, defaults or Defaults())
 
-    def call(self, message: Generate, options: Options, gateway: int, model: ModelInfo) -> Call:
+    def prompts(self, options: Options, model: ModelInfo) -> list[Prompt]:
         """Raises InvalidRequest."""
+        return self._prompter.prompts(options, model)
+
+    def grammar(self, options: Options, prompts: list[Prompt]) -> tuple[GrammarSpec, str] | None:
+        """That a request's completions must follow, and the field that asks for it. Raises InvalidRequest."""
+        return wanted_grammar(options, self._parsers.thinks(prompts[0].rendered))
+
+    def call(
+        self, message: Generate, options: Options, prompts: list[Prompt], gateway: int, model: ModelInfo, grammar: str
+    ) -> Call:
+        """grammar: the key of a compiled one, if its completions must follow one. Raises InvalidRequest."""
         copies, choices, salt = options.num_copies, [], _salt(message, options)
-        for place, prompt in enumerate(self._prompter.prompts(options, model)):
+        for place, prompt in enumerate(prompts):
             packed = pack(prompt.token_ids)
             hashes = root_hash(salt) + hash_blocks(packed, model.block_size, salt)
             for copy in range(copies):
                 index = place * copies + copy
-                params = self._params.make(options, message.id, copy, len(prompt.token_ids), model)
+                params = self._params.make(options, message.id, copy, len(prompt.token_ids), model, grammar)
                 request = Enqueue(request_id(message.id, index), packed, params, hashes, priority=options.priority or 0)
                 choice = Choice(
                     index, request, prompt.token_ids, self.vocabulary, options,

@@ -1,4 +1,4 @@
-"""What a request favours or forbids, seen in the tokens of a small model: compared with distributions worked out here."""
+"""What a request favours or forbids, seen in the tokens of a small model and in distributions worked out here."""
 
 from collections import Counter
 from pathlib import Path

@@ -29,9 +29,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, api_key: str | None = None) -> AsyncIterator[Running]:
+async def running(folder: Path, api_key: str | None = None, otlp_endpoint: str | None = None) -> AsyncIterator[Running]:
     """Serve until the end of the block."""
-    config = Config(port=0, api_key=api_key, served_model_name=[MODEL])
+    config = Config(port=0, api_key=api_key, served_model_name=[MODEL], otlp_endpoint=otlp_endpoint)
     gateway = Gateway(config, folder)
     stopping = asyncio.Event()
     address = await gateway.start()

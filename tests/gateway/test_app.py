@@ -11,7 +11,6 @@ from tests.tools.malformed import malformed_bodies
 from yarl import URL
 
 from octavo.services.gateway.auth import OPEN_ROUTES
-from octavo.shared.messages import Stats
 
 KEY = "sk-secret"
 
@@ -169,52 +168,6 @@ def test_readiness_is_what_the_last_heartbeat_of_a_live_worker_said(tmp_path: Pa
                 await until_ready(server.client)
             await until_ready(server.client, status=503)
             assert (await server.client.get("/livez")).status == 200
-
-    asyncio.run(scenario())
-
-
-def test_metrics_show_the_newest_counters_under_the_names_of_vllm(tmp_path: Path) -> None:
-    stats = Stats(
-        num_running=3,
-        num_waiting=2,
-        num_blocks=200,
-        num_blocks_used=50,
-        num_preemptions=4,
-        prompt_tokens=1000,
-        generation_tokens=500,
-        prefix_queries=900,
-        prefix_hits=300,
-        num_positions=400,
-        num_unfilled=12,
-    )
-
-    async def scenario() -> None:
-        async with running(tmp_path) as server:
-            with FakeTokenizer(tmp_path) as tokenizer:
-                tokenizer.stats = stats
-                await until_ready(server.client)
-                await (await server.client.post("/v1/completions", json={"prompt": "a", "stream": True})).read()
-                async with asyncio.timeout(60):
-                    shown = ""
-                    while "num_requests_running" not in shown:
-                        shown = await (await server.client.get("/metrics")).text()
-        label = f'{{model_name="{MODEL}"}}'
-        for line in (
-            f"vllm:num_requests_running{label} 3.0",
-            f"vllm:num_requests_waiting{label} 2.0",
-            f"vllm:kv_cache_usage_perc{label} 0.25",
-            f"octavo:kv_cache_waste_perc{label} 0.03",
-            f"vllm:prefix_cache_queries_total{label} 900.0",
-            f"vllm:prefix_cache_hits_total{label} 300.0",
-            f"vllm:num_preemptions_total{label} 4.0",
-            f"vllm:prompt_tokens_total{label} 1000.0",
-            f"vllm:generation_tokens_total{label} 500.0",
-            f"vllm:time_to_first_token_seconds_count{label} 1.0",
-            f"vllm:e2e_request_latency_seconds_count{label} 1.0",
-            'octavo:http_requests_total{route="/v1/completions",status="200"} 1.0',
-            "octavo:open_streams 0.0",
-        ):
-            assert line in shown.splitlines()
 
     asyncio.run(scenario())
 

@@ -139,7 +139,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_stream_cancels_its_call(tmp_p
                 assert await read_until(response, b"\n\n") == b"data: 1\n\n"
                 response.close()
                 await until(lambda: len(tokenizer.cancels()) == 1)
-                assert "octavo:open_streams 0.0" in await (await server.client.get("/metrics")).text()
+                assert 'octavo:open_streams{gateway="0"} 0.0' in await (await server.client.get("/metrics")).text()
 
     asyncio.run(scenario())
 

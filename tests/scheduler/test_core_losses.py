@@ -40,7 +40,10 @@ FAILURES = [
 def test_a_tokenizer_is_greeted_with_the_model() -> None:
     rig = SchedulerRig()
     rig.hear(Join(b"boot"))
-    assert rig.sent[0] == (TOKENIZER, Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks)))
+    assert rig.sent[0] == (
+        TOKENIZER,
+        Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks, block_size=4)),
+    )
 
 
 def test_tokenizers_that_came_first_hear_of_the_model_when_it_is_there() -> None:
@@ -48,7 +51,7 @@ def test_tokenizers_that_came_first_hear_of_the_model_when_it_is_there() -> None
     rig.hear(Join(b"boot"))
     assert not any(isinstance(message, Ready) for _, message in rig.sent)
     rig.connect_executor()
-    assert (TOKENIZER, Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks))) in rig.sent
+    assert (TOKENIZER, Ready(b"8 bytes!", rig.model, Stats(num_blocks=rig.model.num_blocks, block_size=4))) in rig.sent
 
 
 def test_a_request_without_its_tokenizer_goes_on_until_its_deadline() -> None:

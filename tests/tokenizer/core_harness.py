@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from octavo.services.tokenizer.compiling import Compiling
 from octavo.services.tokenizer.core import TokenizerCore
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.services.tokenizer.workshop import Workshop
@@ -67,7 +69,7 @@ class Pipeline:
     """A core with the gateway on one side and the scheduler on the other; keeps all that it says."""
 
     def __init__(self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True) -> None:
-        self.core = TokenizerCore(Workshop(vocabulary, frozenset([END])))
+        self.core = TokenizerCore(Workshop(vocabulary, frozenset([END])), Compiling(Path("nowhere"), vocabulary))
         self.texts: list[Text] = []
         self.failures: list[CallFailed] = []
         self.enqueued: list[Enqueue] = []

@@ -1,0 +1,130 @@
+"""Which grammar a request's completions must follow: of its answer's form, or of the tools that it must call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from octavo.shared.errors import InvalidRequest
+from octavo.shared.grammar import MAX_CHOICES, GrammarSpec, json_text
+from octavo.shared.openai import ChatRequest, Options
+from octavo.shared.openai_parts import FunctionSpec, NamedTool, ResponseFormat, StructuredOutputs
+
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def wanted_grammar(options: Options, thinks: bool) -> tuple[GrammarSpec, str] | None:
+    """The grammar, and the request's field that asks for it; None where text is free.
+
+    thinks: the completion may begin with reasoning, which is free.
+    Raises InvalidRequest.
+    """
+    found = _of_tools(options) or _of_form(options)
+    if found is None or not thinks:
+        return found
+    return _behind_reasoning(found[0]), found[1]
+
+
+def _of_tools(options: Options) -> tuple[GrammarSpec, str] | None:
+    """Where a tool must be called."""
+    if not isinstance(options, ChatRequest) or not options.tools:
+        return None
+    functions = [tool.function for tool in options.tools]
+    choice = options.tool_choice
+    if isinstance(choice, NamedTool):
+        [function] = [each for each in functions if each.name == choice.function.name]
+        return GrammarSpec("json_schema", json_text(function.parameters or _ANY_OBJECT)), "tools"
+    if choice != "required":
+        return None
+    schema: dict[str, Any] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"anyOf": [_call_of(function) for function in functions]},
+    }
+    if options.parallel_tool_calls is False:
+        schema["maxItems"] = 1
+    for name in ("$defs", "definitions"):
+        shared = {
+            key: each for function in functions for key, each in (function.parameters or {}).get(name, {}).items()
+        }
+        if shared:
+            schema[name] = shared
+    return GrammarSpec("json_schema", json_text(schema)), "tools"
+
+
+def _call_of(function: FunctionSpec) -> dict[str, Any]:
+    """The schema of a call as the parser "json" reads it. What it refers to lies at the root."""
+    parameters = {key: each for key, each in (function.parameters or _ANY_OBJECT).items() if key[-4:] != "defs"}
+    parameters.pop("definitions", None)
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function.name}, "parameters": parameters},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+
+
+def _of_form(options: Options) -> tuple[GrammarSpec, str] | None:
+    if options.structured_outputs is not None:
+        return _of_structured_outputs(options.structured_outputs), "structured_outputs"
+    form = options.response_format
+    if form is None or form.type == "text":
+        return None
+    return _of_response_format(form), "response_format"
+
+
+def _of_response_format(form: ResponseFormat) -> GrammarSpec:
+    if form.type == "json_object":
+        return GrammarSpec("json_object")
+    if form.type == "json_schema":
+        assert form.json_schema is not None, "it has been checked"
+        strict = form.json_schema.strict is not False
+        return GrammarSpec("json_schema", json_text(form.json_schema.schema), strict=strict)
+    if form.format is not None:
+        return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": form.format}))
+    old = {"type": "structural_tag", "structures": form.structures, "triggers": form.triggers or []}
+    return GrammarSpec("structural_tag", json_text(old))
+
+
+def _of_structured_outputs(wanted: StructuredOutputs) -> GrammarSpec:
+    if wanted.json is not None:
+        text = wanted.json if isinstance(wanted.json, str) else json_text(wanted.json)
+        return GrammarSpec("json_schema", text, any_whitespace=not wanted.disable_any_whitespace)
+    if wanted.regex is not None:
+        return GrammarSpec("regex", wanted.regex)
+    if wanted.choice is not None:
+        if len(wanted.choice) > MAX_CHOICES:
+            raise InvalidRequest(
+                f"structured_outputs.choice: {len(wanted.choice)} choices; at most {MAX_CHOICES} are taken",
+                "structured_outputs",
+            )
+        return GrammarSpec("choice", json_text(wanted.choice))
+    if wanted.grammar is not None:
+        return GrammarSpec("ebnf", wanted.grammar)
+    if wanted.structural_tag is not None:
+        tag = wanted.structural_tag
+        return GrammarSpec("structural_tag", tag if isinstance(tag, str) else json_text(tag))
+    return GrammarSpec("json_object")
+
+
+def _behind_reasoning(spec: GrammarSpec) -> GrammarSpec:
+    """Any text up to the end of reasoning, then what the grammar allows; or that at once."""
+    form: Mapping[str, Any]
+    if spec.kind in ("json_schema", "json_object"):
+        schema = msgspec.json.decode(spec.value) if spec.value else _ANY_OBJECT
+        form = {"type": "json_schema", "json_schema": schema}
+    elif spec.kind == "regex":
+        form = {"type": "regex", "pattern": spec.value}
+    elif spec.kind == "ebnf":
+        form = {"type": "grammar", "grammar": spec.value}
+    elif spec.kind == "choice":
+        form = {
+            "type": "or",
+            "elements": [{"type": "const_string", "value": each} for each in msgspec.json.decode(spec.value)],
+        }
+    else:
+        return spec  # a structural tag says itself what is free
+    thought = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "</think>"}
+    lines = {"type": "regex", "pattern": r"\n*"}
+    thoughtful = {"type": "sequence", "elements": [thought, lines, form]}
+    return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": thoughtful}))
