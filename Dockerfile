@@ -16,7 +16,9 @@ COPY pyproject.toml LICENSE ./
 # An octavo without sources, for its dependencies.
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir -p src/octavo && touch README.md && echo '__version__ = "0"' > src/octavo/__init__.py && \
-    pip install '.[serve,otlp]' && pip uninstall -y octavo
+    pip install '.[serve,otlp]' && pip uninstall -y octavo && \
+    # xgrammar brings it, and only GPUs use it.
+    if [ "$TORCH" = cpu ]; then pip uninstall -y triton; fi
 
 FROM packages AS sources
 COPY . .

@@ -182,7 +182,7 @@ def _compile_and_exit(
         resource.setrlimit(resource.RLIMIT_AS, (base_bytes + limits.memory_bytes,) * 2)
         data = compile_grammar(job.spec, tokens)
         if len(data) > limits.file_bytes:
-            raise Unfit(f"compiled it has {len(data) >> 20} MiB; at most {limits.file_bytes >> 20} are kept")
+            raise Unfit(f"the compiled grammar has {len(data)} bytes; at most {limits.file_bytes} bytes are kept")
         if not make_room(folder, len(data), limits):
             raise Overloaded("too many grammars are in use", retry_after_s=10)
         write_atomically(grammar_path(folder, job.key), data)

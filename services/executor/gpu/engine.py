@@ -20,6 +20,7 @@ from octavo.services.executor.cache import KvCache
 from octavo.services.executor.gpu.batch import GpuAttention, GpuCache, Plan, plan_step
 from octavo.services.executor.gpu.mixed import MOST_FILLING, MixedInputs, graph_inputs, mixed_sizes
 from octavo.services.executor.gpu.sampler import GpuSampler, PendingLogprobs
+from octavo.services.executor.grammars import Grammars
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.slots import Slots
 from octavo.shared.messages import ModelInfo, NewRequest, Step, StepResult, pack
@@ -55,7 +56,14 @@ class Launched:
 class GpuEngine:
     """Runs steps in the order in which they come; knows no more of a request than its slot."""
 
-    def __init__(self, model: DecoderModel, info: ModelInfo, device: torch.device, kv_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: DecoderModel,
+        info: ModelInfo,
+        device: torch.device,
+        kv_dtype: torch.dtype,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.info = info
         self._model = model
         cache = self._kv = KvCache(model.spec, info.num_blocks, info.block_size, kv_dtype, device)

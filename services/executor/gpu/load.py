@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,7 @@ from octavo.services.executor.gpu.late_compiles import LateCompiles
 from octavo.services.executor.gpu.limits import check_supported, memory_for
 from octavo.services.executor.gpu.mixed import mixed_sizes
 from octavo.services.executor.gpu.weight_stream import Arriving, to_device
+from octavo.services.executor.grammars import Grammars
 from octavo.services.executor.memory import GIB, GpuPlan, check_weights_fit, longest_request, plan_gpu, step_bytes
 from octavo.services.executor.models.decoder import DecoderModel
 from octavo.services.executor.source import Source, open_model
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 64
 
 
-def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch) -> GpuEngine:
+def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch, folder: Path | None) -> GpuEngine:
     """An engine that is ready to run. Raises ModelError or ConfigError."""
     device = torch.device("cuda")
     source = open_model(config, files, "cuda")
@@ -39,9 +41,10 @@ def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch) -> GpuEngine:
     with memory_for("the weights", "free memory that other processes hold, or take a smaller model"):
         model = _load_model(config, source, device)
     watch.report("weights", detail=f"{torch.cuda.memory_allocated() / GIB:.1f} GiB as {source.dtype_name}")
+    grammars = None if folder is None else Grammars(folder)
     plan, info = _plan(config, source, block_size, kv_dtype)
     with memory_for("the KV cache", "lower --gpu-memory-utilization or --num-kv-blocks"):
-        engine = GpuEngine(model, info, device, kv_dtype)
+        engine = GpuEngine(model, info, device, kv_dtype, grammars)
     watch.report("model", detail=f"{info.num_blocks * block_size} tokens of KV in {plan.kv / GIB:.1f} GiB")
     remedy = "lower --gpu-memory-utilization, --max-num-batched-tokens or --max-num-seqs"
     with memory_for("the largest steps", remedy):
