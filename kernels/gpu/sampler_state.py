@@ -21,9 +21,11 @@ FREQUENCY = 9
 PRESENCE = 10
 LOGPROBS = 11
 """0: none; else one more than the number of alternatives."""
-COLUMNS = 12
+HELD = 12
+"""1: the step leaves the slot alone, as its logits are still to be edited."""
+COLUMNS = 13
 
-_ROW = struct.Struct("<fiffQQfffi")
+_ROW = struct.Struct("<fiffQQfffii")
 
 
 def pack_state(
@@ -35,10 +37,11 @@ def pack_state(
     counts_address: int,
     penalties: tuple[float, float, float],
     logprobs: int | None,
+    is_held: bool = False,
 ) -> list[int]:
     """A slot's row. temperature: 0 is greedy; penalties: repetition, frequency, presence."""
     rate = math.log2(math.e) / temperature if temperature > 0 else 0.0
     top_k = min(top_k, 2**31 - 1)
     wanted = 0 if logprobs is None else logprobs + 1
-    row = _ROW.pack(rate, top_k, top_p, max_distance, seed, counts_address, *penalties, wanted)
+    row = _ROW.pack(rate, top_k, top_p, max_distance, seed, counts_address, *penalties, wanted, is_held)
     return list(struct.unpack(f"<{COLUMNS}i", row))

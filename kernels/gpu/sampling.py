@@ -24,11 +24,19 @@ _SEED, _COUNTS = tl.constexpr(sampler_state.SEED), tl.constexpr(sampler_state.CO
 _REPETITION, _FREQUENCY, _PRESENCE = (
     tl.constexpr(each) for each in (sampler_state.REPETITION, sampler_state.FREQUENCY, sampler_state.PRESENCE)
 )
-_COLUMNS = tl.constexpr(sampler_state.COLUMNS)
+_COLUMNS, _HELD = tl.constexpr(sampler_state.COLUMNS), tl.constexpr(sampler_state.HELD)
 _FARTHEST = tl.constexpr(120.0)  # in bits of weight: what is farther weighs nothing in float32
 
 
-def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out: Tensor, last: Tensor) -> None:
+def sample(
+    logits: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    out: Tensor,
+    last: Tensor,
+    with_held: bool = False,
+) -> None:
     """Choose a token a row, note it as the last one of the row's slot, and count it if the slot has penalties.
 
     Args:
@@ -38,6 +46,7 @@ def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out:
         positions: [rows] int32, of each row's last known token: the chosen one comes behind it.
         out: [rows] int32, overwritten.
         last: [slots] int32, changed in place.
+        with_held: also of slots that are held; else these are left as they are.
     """
     rows, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
@@ -49,7 +58,7 @@ def sample(logits: Tensor, state: Tensor, slots: Tensor, positions: Tensor, out:
     )  # fmt: skip
     _choose[(rows,)](
         logits, state, slots, positions, peaks, masses, places, out, last, vocab, logits.stride(0), blocks,
-        WIDTH=triton.next_power_of_2(blocks), BLOCK=BLOCK, PART=PART, num_warps=16, **OVERLAP,
+        WIDTH=triton.next_power_of_2(blocks), BLOCK=BLOCK, PART=PART, WITH_HELD=int(with_held), num_warps=16, **OVERLAP,
     )  # fmt: skip
 
 
@@ -100,7 +109,8 @@ def _peaks(
 @triton.jit
 def _choose(
     logits_ptr, state_ptr, slots_ptr, positions_ptr, peaks_ptr, masses_ptr, places_ptr, out_ptr, last_ptr,
-    vocab, stride, blocks, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, OVERLAP: tl.constexpr,
+    vocab, stride, blocks, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PART: tl.constexpr, WITH_HELD: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
     begin(OVERLAP)
@@ -149,10 +159,11 @@ def _choose(
         weights = tl.where(distance <= limit, tl.exp2(-rate * distance), 0.0)
         index, _ = _divide(weights.to(tl.float64), draw, PART)
         token = tl.minimum(block * BLOCK + part * PART + index, vocab - 1)
-    tl.store(out_ptr + row, token)
-    tl.store(last_ptr + slot, token)
+    is_chosen = tl.load(state_ptr + _HELD) <= WITH_HELD
+    tl.store(out_ptr + row, token, mask=is_chosen)
+    tl.store(last_ptr + slot, token, mask=is_chosen)
     table, _, _, _ = _counts(state_ptr)
-    if table != 0:
+    if (table != 0) & is_chosen:
         count_ptr = table.to(tl.pointer_type(tl.int32)) + token
         tl.store(count_ptr, tl.load(count_ptr) + 2)
 

@@ -56,6 +56,10 @@ class Edits:
                 if grammar:
                     self._grammars.admit(slot, grammar, edits.output_ids)
 
+    def needs_history(self, slots: Iterable[int]) -> bool:
+        """What may come next depends on tokens that came before, of one of these slots at least."""
+        return any(self._slots[slot].needs_history for slot in slots)
+
     def forget_all(self) -> None:
         self._slots.clear()
         if self._grammars is not None:
@@ -90,8 +94,9 @@ class Edits:
         return plan
 
     def note(self, slot: int, token: int) -> None:
-        """The token that was chosen for a slot that `rows` names."""
-        self._slots[slot].output_ids.append(token)
+        """The token that was chosen for a slot; of one without edits nothing is kept."""
+        if slot in self._slots:
+            self._slots[slot].output_ids.append(token)
         if self._grammars is not None:
             self._grammars.accept(slot, token)
 
@@ -110,6 +115,7 @@ class _SlotEdits:
         self._no_stop = ~_mask(request.params.stop_token_ids, vocab_size)
         self._may_stop_at = num_prompt + request.params.min_tokens
         self._bad_words = [unpack(word) for word in request.params.bad_words]
+        self.needs_history = bool(request.params.grammar or any(len(word) > 1 for word in self._bad_words))
 
     def masks(self, position: int) -> Iterable[Tensor]:
         """Of tokens that may be chosen at a position; each [words] int32."""

@@ -100,11 +100,19 @@ def prompt_logprobs_of(logits: Tensor, token_ids: Tensor, num_top: int) -> bytes
         token_ids: [tokens] int64.
         num_top: how many of the likeliest tokens are told.
     """
-    chosen, top, top_ids = logprobs(logits, token_ids, num_top)
-    own = logits.gather(-1, token_ids[:, None])
-    ranks = 1 + (logits > own).sum(-1)
-    columns = zip(ranks.tolist(), chosen.tolist(), top.tolist(), top_ids.tolist(), strict=True)
-    return b"".join(struct.pack("<i", rank) + pack_logprobs(num_top, *of_token) for rank, *of_token in columns)
+    return pack_prompt_logprobs(num_top, *ranked_logprobs(logits, token_ids, num_top))
+
+
+def ranked_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ranks of tokens, 1 for the likeliest, [tokens] int64; then as `octavo.kernels.sampling.logprobs`."""
+    ranks = 1 + (logits > logits.gather(-1, token_ids[:, None])).sum(-1)
+    return ranks, *logprobs(logits, token_ids, num_top)
+
+
+def pack_prompt_logprobs(num_top: int, *columns: Tensor) -> bytes:
+    """What `ranked_logprobs` gives, as StepResult has it."""
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return b"".join(struct.pack("<i", rank) + pack_logprobs(num_top, *of_token) for rank, *of_token in rows)
 
 
 def pack_logprobs(num_top: int, chosen: float, top: list[float], top_ids: list[int]) -> bytes:

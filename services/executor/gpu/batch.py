@@ -17,6 +17,7 @@ from octavo.kernels.gpu.decode_few import decode_few
 from octavo.kernels.gpu.prefill_attention import prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.work_list import WorkList, plan_work
+from octavo.services.executor.batch import PromptPart
 from octavo.services.executor.cache import KvCache, to_fp8, uniform_attention
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
 from octavo.services.executor.models.spec import Decoder
@@ -49,6 +50,7 @@ class Plan:
     tiles: list[tuple[int, int]] = field(default_factory=list)  # chunk, start
     sampled_rows: list[int] = field(default_factory=list)
     sampled_slots: list[int] = field(default_factory=list)
+    prompt_parts: list[PromptPart] = field(default_factory=list)
 
 
 def plan_step(step: Step, slots: Slots) -> Plan:
@@ -86,6 +88,8 @@ def _change_table(plan: Plan, slots: Sequence[int], places: Sequence[int], block
 def _add_chunk(plan: Plan, slots: Slots, slot: int, length: int) -> None:
     start = slots.num_computed[slot]
     token_ids, is_last = slots.take_chunk(slot, length)
+    if (behind := slots.prompt_behind(slot, start, length)) is not None:
+        plan.prompt_parts.append(PromptPart(slot, len(plan.slots), *behind))
     plan.tiles += [(len(plan.chunk_rows), first) for first in range(0, length, TILE)]
     plan.chunk_rows.append(len(plan.slots))
     plan.chunk_lengths.append(length)

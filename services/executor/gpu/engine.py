@@ -17,6 +17,7 @@ from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.services.executor.cache import KvCache
+from octavo.services.executor.gpu.after_graph import LOGITS_ROWS, History, PendingPrompts, what_is_left
 from octavo.services.executor.gpu.batch import GpuAttention, GpuCache, Plan, plan_step
 from octavo.services.executor.gpu.mixed import MOST_FILLING, MixedInputs, graph_inputs, mixed_sizes
 from octavo.services.executor.gpu.sampler import GpuSampler, PendingLogprobs
@@ -41,6 +42,8 @@ class Launched:
     tokens: Tensor  # pinned, [slots] int32; there once `event` is
     event: torch.cuda.Event
     logprobs: PendingLogprobs | None
+    prompts: PendingPrompts
+    failures: dict[int, str]
 
     @property
     def is_done(self) -> bool:
@@ -50,7 +53,10 @@ class Launched:
         """Waits for it."""
         self.event.synchronize()
         logprobs = {} if self.logprobs is None else self.logprobs.by_slot()
-        return StepResult(self.step.epoch, self.step.number, pack(self.slots), pack(self.tokens.tolist()), logprobs)
+        tokens, of_prompts = pack(self.tokens.tolist()), self.prompts.by_slot()
+        return StepResult(
+            self.step.epoch, self.step.number, pack(self.slots), tokens, logprobs, of_prompts, self.failures
+        )
 
 
 class GpuEngine:
@@ -71,7 +77,8 @@ class GpuEngine:
         self._slots = Slots(info.num_slots, max_blocks, info.block_size, cache.null_block)
         self._cache = GpuCache(model.spec, cache, info.num_slots, max_blocks)
         self._last = torch.zeros(info.num_slots + 1, dtype=torch.int32, device=device)
-        self._sampler = GpuSampler(info, device, RING)
+        self._sampler = GpuSampler(info, device, RING, grammars)
+        self._history = History(self._sampler.edits)
         self._tokens = torch.zeros(info.num_slots, dtype=torch.int32, device=device)
         size = _input_size(info, max_blocks)
         self._inputs = torch.zeros(size, dtype=torch.int32, device=device)
@@ -79,7 +86,8 @@ class GpuEngine:
         self._results = [torch.zeros(info.num_slots, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
         self._turn = 0
         self._stride = -(-info.num_slots // 4) * 4  # where a graph that decodes finds positions; slots lie before
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        """By batch: a step that only decodes, and the logits that it leaves, [batch, vocab]."""
         self._mixed: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         """By rows: a step with chunks, and what it leaves in the last layer, [the most sampled rows, hidden]."""
         self._pool: Any = None
@@ -89,6 +97,8 @@ class GpuEngine:
         """Forget every slot."""
         self._stream.synchronize()
         self._slots.forget_all()
+        self._history.forget_all()
+        self._sampler.edits.forget_all()
 
     def run(self, step: Step) -> StepResult:
         """Compute a step and sample the tokens that it is to sample."""
@@ -99,15 +109,29 @@ class GpuEngine:
         """Begin a step; the ones before it may still run, RING - 1 at most."""
         plan = plan_step(step, self._slots)
         self._turn = (self._turn + 1) % RING
+        self._history.tell()
+        prompts = PendingPrompts()
         with torch.cuda.stream(self._stream):
             plan.new_states = self._sampler.admit(step.new)
-            tokens = self._run_mixed(plan) if plan.chunk_slots else self._run_decoding(plan)
+            logits = self._run_mixed(plan, prompts) if plan.chunk_slots else self._run_decoding(plan)
+            num_sampled = len(plan.sampled_slots)
+            tokens = self._tokens[:num_sampled]
+            held = self._sampler.edits.rows(plan.sampled_slots)
+            if held and logits is not None:
+                if self._sampler.edits.needs_history([plan.sampled_slots[row] for row in held]):
+                    self._history.tell(waits=True)
+                positions = [plan.positions[row] for row in plan.sampled_rows]
+                self._sampler.choose_held(logits, held, plan.sampled_slots, positions, tokens, self._last)
             host = self._results[self._turn][: len(plan.sampled_slots)]
             host.copy_(tokens, non_blocking=True)
             logprobs = self._sampler.fetch(self._turn, plan.sampled_slots)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             event.record()
-        return Launched(step, plan.sampled_slots, host, event, logprobs)
+        failures = self._sampler.edits.take_failures()
+        launched = Launched(step, plan.sampled_slots, host, event, logprobs, prompts, failures)
+        if held:
+            self._history.add(launched)
+        return launched
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -148,26 +172,28 @@ class GpuEngine:
     def _run_chunks(self, number: int, slots: range, length: int) -> None:
         """A new request for each slot, all in the same blocks."""
         blocks = pack(range(-(-length // self.info.block_size)))
-        params = SamplingParams(max_tokens=2, temperature=0.0)
+        params = SamplingParams(max_tokens=2, temperature=0.0, biases={0: 1.0} if number else {})
         new = [NewRequest(slot, pack([0] * length), 0, blocks, params) for slot in slots]
         self.run(Step(0, number, new=new, chunk_slots=pack(slots), chunk_lengths=pack([length] * len(slots))))
 
-    def _run_decoding(self, plan: Plan) -> Tensor:
+    def _run_decoding(self, plan: Plan) -> Tensor | None:
+        """Returns the logits, [at least rows, vocab]."""
         rows = len(plan.slots)
         if rows == 0:
-            return self._tokens[:0]
+            return None
         batch = batch_of(rows, self.info.num_slots)
         filling = batch - rows
         sections = [plan.slots + [self.info.num_slots] * filling, plan.positions + [0] * filling]
         self._upload(sections, plan, [0, self._stride])
-        self._graphs[batch].replay()
-        return self._tokens[:rows]
+        graph, logits = self._graphs[batch]
+        graph.replay()
+        return logits
 
     def _record(self, batch: int) -> None:
         self._fill_up(batch)
         with self._recording() as graph:
-            self._decode(batch)
-        self._graphs[batch] = graph
+            logits = self._decode(batch)
+        self._graphs[batch] = graph, what_is_left(logits)
 
     @contextmanager
     def _recording(self) -> Iterator[torch.cuda.CUDAGraph]:
@@ -185,13 +211,14 @@ class GpuEngine:
         self._inputs[:batch] = self.info.num_slots
         self._inputs[self._stride : self._stride + batch] = 0
 
-    def _decode(self, batch: int, is_rehearsal: bool = False) -> None:
+    def _decode(self, batch: int, is_rehearsal: bool = False) -> Tensor:
         slots, positions = self._inputs[:batch], self._inputs[self._stride : self._stride + batch]
         attention = GpuAttention(self._cache, slots, positions, batch, None)
         rows = gather(self._model.embed, self._last, slots)
         hidden = self._model.hidden_of(rows, positions, attention, is_rehearsal=is_rehearsal)
         logits = self._model.logits(hidden)
         self._sampler.choose(logits, slots, positions, self._tokens[:batch], self._last)
+        return logits
 
     def _fill_up_mixed(self, rows: int) -> MixedInputs:
         """Have a step with chunks consist of rows that belong to no slot."""
@@ -208,15 +235,17 @@ class GpuEngine:
             hidden = self._mix(inputs)
         self._mixed[rows] = graph, hidden
 
-    def _mix(self, inputs: MixedInputs, is_rehearsal: bool = False) -> Tensor:
+    def _mix(self, inputs: MixedInputs, is_rehearsal: bool = False, needs_all: bool = False) -> Tensor:
+        """The last layer's output of the rows to sample, or of all."""
         slots, positions, token_ids, decoding, sampled, chunks = inputs.views(self._inputs)
         attention = GpuAttention(self._cache, slots, positions, inputs.num_decoding, chunks, decoding)
         rows = gather(self._model.embed, self._last, slots, token_ids)
-        return self._model.hidden_of(rows, positions, attention, sampled, is_rehearsal)
+        return self._model.hidden_of(rows, positions, attention, None if needs_all else sampled, is_rehearsal)
 
-    def _run_mixed(self, plan: Plan) -> Tensor:
+    def _run_mixed(self, plan: Plan, prompts: PendingPrompts) -> Tensor | None:
+        """Returns the logits of the sampled rows, if there are any."""
         inputs = graph_inputs(len(plan.slots), self.info.num_slots)
-        recorded = self._mixed.get(inputs.rows)
+        recorded = None if plan.prompt_parts else self._mixed.get(inputs.rows)
         sections = inputs.sections(plan) if recorded else None
         if sections is None:  # there is no graph for it
             recorded, inputs = None, MixedInputs(len(plan.slots), self.info.num_slots, len(plan.chunk_rows))
@@ -224,17 +253,30 @@ class GpuEngine:
             assert sections is not None
         sampled_positions = [plan.positions[row] for row in plan.sampled_rows]
         *_, slots, positions = self._upload([*sections, plan.sampled_slots, sampled_positions], plan, inputs.starts)
-        if recorded is None:
+        if plan.prompt_parts:
+            every = self._mix(inputs, needs_all=True)
+            self._tell_prompts(plan, every, prompts)
+            hidden = every.index_select(0, inputs.views(self._inputs)[4][: len(plan.sampled_rows)])
+        elif recorded is None:
             hidden = self._mix(inputs)
         else:
             graph, hidden = recorded
             graph.replay()
         num_sampled = len(plan.sampled_slots)
-        tokens = self._tokens[:num_sampled]
-        if num_sampled:
-            logits = self._model.logits(hidden[:num_sampled])
-            self._sampler.choose(logits, slots, positions, tokens, self._last)
-        return tokens
+        if not num_sampled:
+            return None
+        logits = self._model.logits(hidden[:num_sampled])
+        self._sampler.choose(logits, slots, positions, self._tokens[:num_sampled], self._last)
+        return logits
+
+    def _tell_prompts(self, plan: Plan, hidden: Tensor, prompts: PendingPrompts) -> None:
+        """hidden: the last layer's output of all rows."""
+        for part in plan.prompt_parts:
+            token_ids = part.token_ids.pin_memory().to(hidden.device, non_blocking=True)
+            for first in range(0, len(token_ids), LOGITS_ROWS):
+                some = token_ids[first : first + LOGITS_ROWS]
+                rows = hidden[part.first_row + first : part.first_row + first + len(some)]
+                prompts.add(part, self._model.logits(rows), some)
 
     def _upload(self, sections: list[list[int]], plan: Plan, fixed: Sequence[int] = ()) -> list[Tensor]:
         """Bring sections to the device, one copy for all, and make the plan's changes to the block tables and slots.
