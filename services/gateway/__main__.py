@@ -23,7 +23,11 @@ def main() -> None:
         sys.exit(2)
     set_up_logs("gateway", config.log_level)
     _raise_file_limit()
-    asyncio.run(_serve(config, folder, index))
+    try:
+        asyncio.run(_serve(config, folder, index))
+    except ConfigError as error:
+        report("failed", role="gateway", reason=str(error))
+        sys.exit(2)
 
 
 async def _serve(config: Config, folder: Path, index: int) -> None:

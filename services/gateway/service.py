@@ -13,6 +13,7 @@ from octavo.services.gateway.workers import Workers, shutting_down
 from octavo.shared.config import Config
 from octavo.shared.messages import TO_GATEWAY
 from octavo.shared.process import Pulse
+from octavo.shared.tls import Certificate
 from octavo.shared.transport import Hub, gateway_endpoint, new_context
 
 TICK_S = 0.2
@@ -32,8 +33,12 @@ class Gateway:
             config: of the whole system.
             folder: where the sockets between processes lie.
             index: which of several gateways this is.
+
+        Raises:
+            ConfigError: TLS cannot work with the files that the config names.
         """
         self._config = config
+        self._certificate = Certificate(config)
         self._context = new_context()
         hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
         self._pulse = Pulse(folder, f"gateway-{index}")
@@ -49,16 +54,20 @@ class Gateway:
             self._workers.tick(now)
             if self._pulse.is_due(now):
                 self._pulse.beat(self._workers.is_ready)
+                self._certificate.refresh()
             await asyncio.sleep(TICK_S)
 
     async def start(self) -> str:
         """Begin to listen; returns the address, as a URL."""
         self._workers.start()
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.host, self._config.port, reuse_port=True, backlog=BACKLOG)
+        config, tls = self._config, self._certificate.context
+        site = web.TCPSite(
+            self._runner, config.host, config.port, ssl_context=tls, reuse_port=True, backlog=BACKLOG
+        )  # fmt: skip
         await site.start()
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"http://{host}:{self._runner.addresses[0][1]}"
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        return f"http{'' if tls is None else 's'}://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """Refuse new calls, let open streams finish for DRAIN_S, end the rest with an error, and close."""
