@@ -6,6 +6,7 @@ from aiohttp.typedefs import Handler
 from octavo.services.gateway.admin import AdminRoutes
 from octavo.services.gateway.auth import require_key
 from octavo.services.gateway.cors import answer_preflights, mark_answers
+from octavo.services.gateway.docs import DocsRoutes
 from octavo.services.gateway.errors import LABEL, UnsupportedMediaType, answer_errors
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.observe import observe_answers
@@ -28,8 +29,9 @@ def build(config: Config, workers: Workers, metrics: Metrics) -> web.Application
         middlewares.insert(1, answer_preflights(config.allowed_origins))
         app.on_response_prepare.append(mark_answers(config.allowed_origins))
     app.middlewares.extend(middlewares)
-    app.add_routes(OpenAIRoutes(config, workers, metrics).table())
-    app.add_routes(AdminRoutes(workers, metrics).table())
+    routes = [*OpenAIRoutes(config, workers, metrics).table(), *AdminRoutes(workers, metrics).table()]
+    routes += DocsRoutes(routes).table()
+    app.add_routes([route.definition() for route in routes])
     app.on_response_prepare.append(_add_headers)
     return app
 

@@ -10,11 +10,21 @@ from aiohttp import web
 from octavo.services.gateway import stream
 from octavo.services.gateway.auth import SALT
 from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.route import CALL_ERRORS, Route
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
 from octavo.shared.errors import InvalidRequest, NotFound
 from octavo.shared.messages import CallId, Generate
-from octavo.shared.openai import read_request
+from octavo.shared.openai import ChatRequest, CompletionRequest, read_request
+from octavo.shared.openai_answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ModelCard,
+    ModelList,
+    ModelPermission,
+)
 
 BODY_S = 30.0  # for a body to arrive
 
@@ -24,16 +34,57 @@ class OpenAIRoutes:
 
     def __init__(self, config: Config, workers: Workers, metrics: Metrics) -> None:
         self._names = config.model_names
+        self._root = config.model or self._names[0]
         self._workers = workers
         self._metrics = metrics
         self._created_s = int(time.time())
 
-    def table(self) -> list[web.RouteDef]:
+    def table(self) -> list[Route]:
         return [
-            web.post("/v1/chat/completions", self.chat_completions),
-            web.post("/v1/completions", self.completions),
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{name:.+}", self.model),
+            Route(
+                method="POST",
+                path="/v1/chat/completions",
+                handler=self.chat_completions,
+                group="Text",
+                summary="The next message of a conversation",
+                body=ChatRequest,
+                example={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 30},
+                answer=ChatCompletion,
+                events=ChatCompletionChunk,
+                last_event="[DONE]",
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="POST",
+                path="/v1/completions",
+                handler=self.completions,
+                group="Text",
+                summary="Text that goes on from a prompt",
+                body=CompletionRequest,
+                example={"prompt": "Once upon a time", "max_tokens": 30},
+                answer=Completion,
+                events=CompletionChunk,
+                last_event="[DONE]",
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="GET",
+                path="/v1/models",
+                handler=self.models,
+                group="Models",
+                summary="The names under which the model is served",
+                answer=ModelList,
+            ),
+            Route(
+                method="GET",
+                path="/v1/models/{name:.+}",
+                handler=self.model,
+                group="Models",
+                summary="One of these names",
+                variables={"name": "one of the names at /v1/models"},
+                answer=ModelCard,
+                errors=(404,),
+            ),
         ]
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
@@ -43,7 +94,7 @@ class OpenAIRoutes:
         return await self._complete(request, "completion")
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [self._card(name) for name in self._names]})
+        return _json(ModelList(data=[self._card(name) for name in self._names]))
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -76,8 +127,9 @@ class OpenAIRoutes:
             sentence = f"the model {name[:200]!a} does not exist; served: {', '.join(self._names)}"
             raise NotFound(sentence, param="model", code="model_not_found")
 
-    def _card(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._created_s, "owned_by": "octavo"}
+    def _card(self, name: str) -> ModelCard:
+        permission = ModelPermission(id=f"modelperm-{name}", created=self._created_s)
+        return ModelCard(id=name, created=self._created_s, root=self._root, permission=[permission])
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -88,5 +140,5 @@ async def _read_body(request: web.Request) -> bytes:
         raise InvalidRequest(f"the body did not arrive within {BODY_S:.0f} s") from None
 
 
-def _json(fields: dict[str, object]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(fields), content_type="application/json")
+def _json(answer: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
