@@ -26,6 +26,8 @@ import msgspec
 from octavo.shared.config import API_KEY_VARIABLE, Config, to_flags
 from octavo.shared.errors import ConfigError
 from octavo.shared.process import StopFlag, die_with_parent
+from octavo.shared.pulse import is_alive
+from octavo.shared.tls import server_context
 
 GATEWAYS_STOP_S = 1.5
 """What gateways get to end open streams before they are killed."""
@@ -86,13 +88,15 @@ class Child:
 def serve(config: Config) -> int:
     """Run the whole server until SIGINT or SIGTERM; returns the exit code."""
     stop, began = StopFlag(), time.monotonic()
+    server_context(config)  # what is wrong with it should be said before anything starts
     with _reserve_port(config.host, config.port) as reserved:
         config = msgspec.structs.replace(config, port=reserved.getsockname()[1])
         folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         children: list[Child] = []
         try:
             _say(f"Octavo is starting {config.model_names[0]}")
-            for child in _start_children(msgspec.structs.replace(config, runtime_dir=str(folder))):
+            config = msgspec.structs.replace(config, runtime_dir=str(folder))
+            for child in _start_children(config):
                 children.append(child)
             return _Supervisor(config, children, stop, began).run()
         except StartFailed as error:
@@ -160,7 +164,8 @@ class _Supervisor:
 
     def _welcome(self) -> None:
         config, host = self._config, self._config.host
-        address = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{config.port}"
+        scheme = "https" if config.ssl_certfile else "http"
+        address = f"{scheme}://{'localhost' if host in ('0.0.0.0', '::') else host}:{config.port}"
         key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if config.api_key else ""
         _say(f"Ready after {time.monotonic() - self._began:.1f} s at {address}\n\nTry:")
         _say(
@@ -180,7 +185,7 @@ def new_environment() -> dict[str, str]:
 def _start_children(config: Config) -> Iterator[Child]:
     environment = new_environment()
     if config.api_key:
-        environment[API_KEY_VARIABLE] = config.api_key
+        environment[API_KEY_VARIABLE] = ",".join(config.api_key)
     flags = to_flags(config)
     # The executor takes longest to start, so it comes first.
     roles = [("executor", flags), ("scheduler", flags)]
@@ -230,6 +235,9 @@ def _reserve_port(host: str, port: int) -> socket.socket:
 
 def _answers(config: Config) -> bool:
     """Whether the server says that it is ready."""
+    if config.ssl_certfile is not None:  # it may ask for a certificate that we have not
+        assert config.runtime_dir is not None
+        return is_alive(Path(config.runtime_dir), "gateway-0")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     host = f"[{host}]" if ":" in host else host
     try:

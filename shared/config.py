@@ -2,18 +2,23 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from octavo.shared.api_keys import check_keys, gather_keys
 from octavo.shared.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
 Duration = Annotated[float, Meta(gt=0.0)]
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SECRET = ("api_key", "api_key_file")  # never on the command line of a child: `ps` shows it
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,8 +30,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     gateways: Annotated[int, Meta(ge=1, le=64, description="HTTP processes, all on one port")] = 1
     tokenizers: Annotated[int, Meta(ge=1, le=64, description="tokenizer processes")] = 1
-    api_key: Annotated[str | None, Meta(description=f"key that clients must send (or {API_KEY_VARIABLE})")] = None
+    api_key: Annotated[
+        list[str] | None,
+        Meta(description=f"key that clients must send, once for each key (or {API_KEY_VARIABLE}, separated by commas)"),
+    ] = None
+    api_key_file: Annotated[
+        str | None, Meta(description="file with more such keys, one a line; # begins a comment")
+    ] = None
     insecure: Annotated[bool, Meta(description="listen beyond loopback without a key")] = False
+    ssl_certfile: Annotated[str | None, Meta(description="certificate chain in PEM form; given: HTTPS")] = None
+    ssl_keyfile: Annotated[str | None, Meta(description="its key; none: in the file of the certificate")] = None
+    ssl_ca_certs: Annotated[str | None, Meta(description="authorities of the certificates that clients show")] = None
+    ssl_cert_reqs: Annotated[
+        Annotated[int, Meta(ge=0, le=2)] | None,
+        Meta(description="clients 0: need no certificate, 1: may show one, 2: must; none: 2 with --ssl-ca-certs"),
+    ] = None
+    allowed_origins: Annotated[
+        list[str] | None, Meta(description="origins whose web pages may call (CORS), or *; none: no page of others")
+    ] = None
+    access_log: Annotated[bool, Meta(description="log one line for each answer, without texts and keys")] = False
+    max_body_mib: Annotated[int, Meta(ge=1, le=1024, description="largest body of a request, MiB")] = 4
     served_model_name: Annotated[
         list[str] | None, Meta(description="names under which the model is served; the first is reported")
     ] = None
@@ -111,6 +134,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"--host {self.host} can be reached from outside: set --api-key, or --insecure if that is meant"
             )
+        check_keys(self.api_keys)
+        for flag, value in (("keyfile", self.ssl_keyfile), ("ca-certs", self.ssl_ca_certs)):
+            if value is not None and self.ssl_certfile is None:
+                raise ConfigError(f"--ssl-{flag} is of no use without --ssl-certfile")
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            raise ConfigError(f"--ssl-cert-reqs {self.ssl_cert_reqs} needs --ssl-ca-certs: whom to believe")
+        for origin in self.allowed_origins or ():
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"--allowed-origins {origin} is not an origin like https://example.com:8443, nor *")
         if self.block_size is not None and self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128, 256):
             raise ConfigError(f"--block-size {self.block_size} is not a power of two from 1 to 256")
 
@@ -123,7 +155,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api_keys(self) -> list[str]:
-        return [self.api_key] if self.api_key else []
+        return self.api_key or []
 
 
 def parse(argv: Sequence[str], prog: str, description: str) -> Config:
@@ -134,16 +166,18 @@ def parse(argv: Sequence[str], prog: str, description: str) -> Config:
         SystemExit: as argparse does, on unknown flags and on --help.
     """
     given = vars(_parser(prog, description).parse_args(argv))
-    given.setdefault("api_key", os.environ.get(API_KEY_VARIABLE) or None)
+    given["api_key"] = gather_keys(
+        given.get("api_key"), given.pop("api_key_file", None), os.environ.get(API_KEY_VARIABLE)
+    )
     return _checked({name: value for name, value in given.items() if value is not None})
 
 
 def to_flags(config: Config) -> list[str]:
-    """Flags that `parse` reads back into an equal config; defaults and the API key are left out."""
+    """Flags that `parse` reads back into an equal config; defaults and API keys are left out."""
     flags: list[str] = []
     for field in msgspec.structs.fields(Config):
         value = getattr(config, field.name)
-        if value == field.default or field.name == "api_key":
+        if value == field.default or field.name in SECRET:
             continue
         if field.name == "model":
             flags.append(value)
@@ -169,7 +203,8 @@ def _checked(values: dict[str, Any]) -> Config:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
-        raise ConfigError(f"{_flag(name)} {values.get(name)}: {reason[0].lower()}{reason[1:]}") from None
+        shown = "" if name in SECRET else f" {values.get(name)}"
+        raise ConfigError(f"{_flag(name)}{shown}: {reason[0].lower()}{reason[1:]}") from None
 
 
 def _flag(name: str) -> str:
@@ -195,6 +230,8 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
             group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(kind) is Literal:
             group.add_argument(_flag(field.name), choices=get_args(kind), help=text)
+        elif field.name == "api_key":  # one at a time, so that it cannot swallow the model's name
+            group.add_argument(_flag(field.name), action="append", metavar="KEY", help=text)
         elif get_origin(kind) is list:
             group.add_argument(_flag(field.name), nargs="+", metavar="NAME", help=text)
         else:

@@ -1,7 +1,7 @@
 """Who may come in: the API keys, checked for every matched route that is not named as open."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from aiohttp import web
@@ -34,14 +34,24 @@ def _is_open(request: web.Request) -> bool:
 
 def _matching(digests: Sequence[bytes], request: web.Request) -> bytes:
     """The digest of the key that the request brings. Raises Unauthorized."""
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        raise Unauthorized("an API key is needed: Authorization: Bearer KEY", code="missing_api_key")
-    given = sha256(key.strip().encode(errors="surrogateescape")).digest()
+    given = [sha256(key.encode(errors="surrogateescape")).digest() for key in _brought(request)]
+    if not given:
+        sentence = "an API key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY"
+        raise Unauthorized(sentence, code="missing_api_key")
     matching = b""
     for digest in digests:  # all of them, so that the time tells nothing
-        if hmac.compare_digest(digest, given):
-            matching = digest
+        for each in given:
+            if hmac.compare_digest(digest, each):
+                matching = digest
     if not matching:
         raise Unauthorized("this API key is not known here", code="invalid_api_key")
     return matching
+
+
+def _brought(request: web.Request) -> Iterator[str]:
+    """The keys in the request's headers: OpenAI's clients bring a bearer, Anthropic's have a header of their own."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        yield key.strip()
+    if key := request.headers.get("X-Api-Key", "").strip():
+        yield key

@@ -66,7 +66,7 @@ def _from_aiohttp(request: web.Request, error: web.HTTPException) -> RequestErro
             size = request.content_length
             was = f"has {size} bytes" if size is not None else "is too large"
             limit = request.client_max_size
-            return TooLarge(f"the body {was}; at most {limit} bytes are taken", code="body_too_large")
+            return TooLarge(f"the body {was}; at most {limit} bytes are taken (--max-body-mib)", code="body_too_large")
         case _ if error.status < 500:
             return InvalidRequest(f"{place}: {error.reason}")
         case _:

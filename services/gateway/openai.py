@@ -10,12 +10,23 @@ from aiohttp import web
 from octavo.services.gateway import stream
 from octavo.services.gateway.auth import SALT
 from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.route import CALL_ERRORS, Route
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
 from octavo.shared.endpoints import read_request
 from octavo.shared.errors import InvalidRequest, NotFound
 from octavo.shared.messages import CallId, Generate
-from octavo.shared.openai import Options
+from octavo.shared.openai import ChatRequest, CompletionRequest, Options
+from octavo.shared.openai_answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ModelCard,
+    ModelList,
+    ModelPermission,
+)
+from octavo.shared.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
 BODY_S = 30.0  # for a body to arrive
 
@@ -25,18 +36,79 @@ class OpenAIRoutes:
 
     def __init__(self, config: Config, workers: Workers, metrics: Metrics) -> None:
         self._names = config.model_names
+        self._root = config.model or self._names[0]
         self._workers = workers
         self._metrics = metrics
         self._created_s = int(time.time())
 
-    def table(self) -> list[web.RouteDef]:
+    def table(self) -> list[Route]:
         return [
-            web.post("/v1/chat/completions", self.chat_completions),
-            web.post("/v1/completions", self.completions),
-            web.post("/tokenize", self.tokenize),
-            web.post("/detokenize", self.detokenize),
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{name:.+}", self.model),
+            Route(
+                method="POST",
+                path="/v1/chat/completions",
+                handler=self.chat_completions,
+                group="Text",
+                summary="The next message of a conversation",
+                body=ChatRequest,
+                example={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 30},
+                answer=ChatCompletion,
+                events=ChatCompletionChunk,
+                last_event="[DONE]",
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="POST",
+                path="/v1/completions",
+                handler=self.completions,
+                group="Text",
+                summary="Text that goes on from a prompt",
+                body=CompletionRequest,
+                example={"prompt": "Once upon a time", "max_tokens": 30},
+                answer=Completion,
+                events=CompletionChunk,
+                last_event="[DONE]",
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="POST",
+                path="/tokenize",
+                handler=self.tokenize,
+                group="Tokens",
+                summary="The token ids of a text or of a conversation",
+                body=TokenizeRequest,
+                example={"prompt": "Once upon a time"},
+                answer=Tokenized,
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="POST",
+                path="/detokenize",
+                handler=self.detokenize,
+                group="Tokens",
+                summary="The text of token ids",
+                body=DetokenizeRequest,
+                example={"tokens": [1, 2, 3]},
+                answer=Detokenized,
+                errors=CALL_ERRORS,
+            ),
+            Route(
+                method="GET",
+                path="/v1/models",
+                handler=self.models,
+                group="Models",
+                summary="The names under which the model is served",
+                answer=ModelList,
+            ),
+            Route(
+                method="GET",
+                path="/v1/models/{name:.+}",
+                handler=self.model,
+                group="Models",
+                summary="One of these names",
+                variables={"name": "one of the names at /v1/models"},
+                answer=ModelCard,
+                errors=(404,),
+            ),
         ]
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
@@ -52,7 +124,7 @@ class OpenAIRoutes:
         return await self._complete(request, "detokenize")
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json({"object": "list", "data": [self._card(name) for name in self._names]})
+        return _json(ModelList(data=[self._card(name) for name in self._names]))
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -87,11 +159,13 @@ class OpenAIRoutes:
             sentence = f"the model {name[:200]!a} does not exist; served: {', '.join(self._names)}"
             raise NotFound(sentence, param="model", code="model_not_found")
 
-    def _card(self, name: str) -> dict[str, object]:
-        card: dict[str, object] = {"id": name, "object": "model", "created": self._created_s, "owned_by": "octavo"}
-        card |= {"root": self._names[0], "parent": None, "permission": []}
+    def _card(self, name: str) -> ModelCard:
+        permission = ModelPermission(id=f"modelperm-{name}", created=self._created_s)
         model = self._workers.model
-        return card if model is None else card | {"max_model_len": model.max_model_len}
+        length = None if model is None else model.max_model_len
+        return ModelCard(
+            id=name, created=self._created_s, root=self._root, permission=[permission], max_model_len=length
+        )
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -102,5 +176,5 @@ async def _read_body(request: web.Request) -> bytes:
         raise InvalidRequest(f"the body did not arrive within {BODY_S:.0f} s") from None
 
 
-def _json(fields: dict[str, object]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(fields), content_type="application/json")
+def _json(answer: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

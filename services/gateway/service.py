@@ -14,6 +14,7 @@ from octavo.services.gateway.workers import Workers, shutting_down
 from octavo.shared.config import Config
 from octavo.shared.messages import TO_GATEWAY
 from octavo.shared.pulse import Pulse
+from octavo.shared.tls import Certificate
 from octavo.shared.transport import Hub, gateway_endpoint, new_context
 
 TICK_S = 0.2
@@ -35,9 +36,10 @@ class Gateway:
             index: which of several gateways this is.
 
         Raises:
-            ConfigError: traces are wanted and cannot be made.
+            ConfigError: traces are wanted and cannot be made, or TLS cannot work with the files that the config names.
         """
         self._config = config
+        self._certificate = Certificate(config)
         self._traces = Traces(config.otlp_endpoint, index) if config.otlp_endpoint else None
         self._context = new_context()
         hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
@@ -55,6 +57,7 @@ class Gateway:
             self._workers.tick(now)
             if self._pulse.is_due(now):
                 self._pulse.beat(self._workers.is_ready, None, delay_s, self._metrics.http_counts())
+                self._certificate.refresh()
                 delay_s = 0.0
             await asyncio.sleep(TICK_S)
             delay_s = max(delay_s, time.monotonic() - now - TICK_S)
@@ -63,10 +66,13 @@ class Gateway:
         """Begin to listen; returns the address, as a URL."""
         self._workers.start()
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._config.host, self._config.port, reuse_port=True, backlog=BACKLOG)
+        config, tls = self._config, self._certificate.context
+        site = web.TCPSite(
+            self._runner, config.host, config.port, ssl_context=tls, reuse_port=True, backlog=BACKLOG
+        )  # fmt: skip
         await site.start()
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"http://{host}:{self._runner.addresses[0][1]}"
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        return f"http{'' if tls is None else 's'}://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         """Refuse new calls, let open streams finish for DRAIN_S, end the rest with an error, and close."""

@@ -1,11 +1,13 @@
 """A whole gateway on a free port, inside the test's event loop, and a client for it."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from tests.tools.fake_tokenizer import DEADLINE_S
@@ -29,9 +31,12 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, api_key: str | None = None, otlp_endpoint: str | None = None) -> AsyncIterator[Running]:
-    """Serve until the end of the block."""
-    config = Config(port=0, api_key=api_key, served_model_name=[MODEL], otlp_endpoint=otlp_endpoint)
+async def running(
+    folder: Path, api_key: str | None = None, client_tls: ssl.SSLContext | bool = True, **settings: Any
+) -> AsyncIterator[Running]:
+    """Serve until the end of the block; the settings are those of Config."""
+    keys = None if api_key is None else api_key.split(",")
+    config = Config(**{"port": 0, "served_model_name": [MODEL], "api_key": keys, **settings})
     gateway = Gateway(config, folder)
     stopping = asyncio.Event()
     address = await gateway.start()
@@ -44,7 +49,9 @@ async def running(folder: Path, api_key: str | None = None, otlp_endpoint: str |
             await gateway.stop()
 
     try:
-        async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(DEADLINE_S)) as client:
+        connector = aiohttp.TCPConnector(ssl=client_tls)
+        timeout = aiohttp.ClientTimeout(DEADLINE_S)
+        async with aiohttp.ClientSession(address, connector=connector, timeout=timeout) as client:
             yield Running(gateway, address, client, stop)
     finally:
         await stop()

@@ -21,7 +21,7 @@ START_S = 400.0  # loading torch and the model on a busy machine
 STOP_S = 30.0
 WAIT_S = 90.0
 PR_SET_PDEATHSIG = 1
-_READY = re.compile(r"Ready after .* at http://([^:/]+):(\d+)")
+_READY = re.compile(r"Ready after .* at https?://([^:/]+):(\d+)")
 
 
 @dataclass(frozen=True)
