@@ -1,5 +1,6 @@
 """The `octavo` command: picks the subcommand and prints its errors as one plain sentence."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,8 +13,11 @@ usage: octavo COMMAND [options]
 
   serve [MODEL]   serve a model over HTTP; with no model, SmolLM2-135M-Instruct
   chat            talk to a running server in the terminal
+  complete        have a running server go on with a text
+  batch           answer a file of requests into another file
   bench           measure an engine or a server
   doctor          what this machine has, what would be used, what is missing
+  completion      the script that completes this command's words in bash, zsh or fish
   version         the version
 
 octavo COMMAND --help tells more.
@@ -34,6 +38,9 @@ def main() -> None:
     except OctavoError as error:
         print(f"octavo: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 # Each command imports what it needs itself: `octavo health` runs every few seconds and should cost next to nothing.
@@ -50,6 +57,24 @@ def _chat(arguments: Sequence[str]) -> int:
     from octavo.services.chat import chat
 
     return chat(arguments)
+
+
+def _complete(arguments: Sequence[str]) -> int:
+    from octavo.services.complete import complete
+
+    return complete(arguments)
+
+
+def _batch(arguments: Sequence[str]) -> int:
+    from octavo.services.batch import batch
+
+    return batch(arguments)
+
+
+def _completion(arguments: Sequence[str]) -> int:
+    from octavo.services.completion import completion
+
+    return completion(arguments)
 
 
 def _bench(arguments: Sequence[str]) -> int:
@@ -72,6 +97,9 @@ def _version(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": _serve,
     "chat": _chat,
+    "complete": _complete,
+    "batch": _batch,
+    "completion": _completion,
     "bench": _bench,
     "doctor": _doctor,
     "health": health,

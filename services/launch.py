@@ -25,7 +25,7 @@ import msgspec
 
 from octavo.shared.config import API_KEY_VARIABLE, Config, to_flags
 from octavo.shared.errors import ConfigError
-from octavo.shared.process import StopFlag, die_with_parent
+from octavo.shared.process import StopFlag, die_with_parent, report
 from octavo.shared.pulse import is_alive
 from octavo.shared.tls import server_context
 
@@ -85,8 +85,11 @@ class Child:
         )  # fmt: skip
 
 
-def serve(config: Config) -> int:
-    """Run the whole server until SIGINT or SIGTERM; returns the exit code."""
+def serve(config: Config, is_embedded: bool = False) -> int:
+    """Run the whole server until SIGINT or SIGTERM; returns the exit code.
+
+    is_embedded: a program has started it, and is told that all is ready, or why not, in one line of JSON.
+    """
     stop, began = StopFlag(), time.monotonic()
     server_context(config)  # what is wrong with it should be said before anything starts
     with _reserve_port(config.host, config.port) as reserved:
@@ -94,13 +97,17 @@ def serve(config: Config) -> int:
         folder = Path(tempfile.mkdtemp(prefix="octavo-"))
         children: list[Child] = []
         try:
-            _say(f"Octavo is starting {config.model_names[0]}")
+            if not is_embedded:
+                _say(f"Octavo is starting {config.model_names[0]}")
             config = msgspec.structs.replace(config, runtime_dir=str(folder))
             for child in _start_children(config):
                 children.append(child)
-            return _Supervisor(config, children, stop, began).run()
+            return _Supervisor(config, children, stop, began, is_embedded).run()
         except StartFailed as error:
-            _say(f"octavo: {error}", sys.stderr)
+            if is_embedded:
+                report("failed", reason=str(error))
+            else:
+                _say(f"octavo: {error}", sys.stderr)
             return 1
         finally:
             _end(children)
@@ -110,8 +117,9 @@ def serve(config: Config) -> int:
 class _Supervisor:
     """Shows the start-up, then restarts what ends."""
 
-    def __init__(self, config: Config, children: list[Child], stop: StopFlag, began: float) -> None:
+    def __init__(self, config: Config, children: list[Child], stop: StopFlag, began: float, is_embedded: bool) -> None:
         self._config, self._children, self._stop, self._began = config, children, stop, began
+        self._is_embedded = is_embedded
         self._is_ready = False
         self._selector = selectors.DefaultSelector()
         for child in children:
@@ -155,17 +163,20 @@ class _Supervisor:
             fields = json.loads(line)
             stage = fields["stage"]
         except (ValueError, KeyError, TypeError):
-            _say(line.rstrip())
+            _say(line.rstrip(), sys.stderr if self._is_embedded else sys.stdout)
             return
         if stage == "failed":
             child.reason = fields.get("reason", "")
-        elif not self._is_ready and "took_s" in fields:
+        elif not (self._is_ready or self._is_embedded) and "took_s" in fields:
             _say(f"  {stage:<12}{fields['took_s']:6.2f} s  {fields.get('detail', '')}".rstrip())
 
     def _welcome(self) -> None:
         config, host = self._config, self._config.host
         scheme = "https" if config.ssl_certfile else "http"
         address = f"{scheme}://{'localhost' if host in ('0.0.0.0', '::') else host}:{config.port}"
+        if self._is_embedded:
+            report("ready", address=address)
+            return
         key = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if config.api_key else ""
         _say(f"Ready after {time.monotonic() - self._began:.1f} s at {address}\n\nTry:")
         _say(
@@ -196,9 +207,9 @@ def _start_children(config: Config) -> Iterator[Child]:
 
 
 def _end(children: Sequence[Child]) -> None:
-    """Gateways first, since they let open streams finish; the others have nothing to lose then."""
+    """Gateways first, since they let open streams finish; then the others, each before what it would miss."""
     gateways = [child for child in children if child.role == "gateway"]
-    others = [child for child in children if child.role != "gateway"]
+    others = [child for child in reversed(children) if child.role != "gateway"]
     end_within(gateways, GATEWAYS_STOP_S)
     end_within(others, STOP_S)
 

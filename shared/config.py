@@ -1,16 +1,18 @@
 """Every setting of Octavo: one field with its default, bounds and meaning; flags and --help follow from it."""
 
-import argparse
 import os
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from octavo.shared.api_keys import check_keys, gather_keys
+from octavo.shared.arguments import SettingsParser, list_settings, to_flag
+from octavo.shared.config_file import read_config_file
 from octavo.shared.errors import ConfigError
+from octavo.shared.unknown_settings import why_unknown
 
 Positive = Annotated[int, Meta(ge=1)]
 Duration = Annotated[float, Meta(gt=0.0)]
@@ -159,17 +161,42 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(argv: Sequence[str], prog: str, description: str) -> Config:
-    """The config that command-line flags describe.
+    """The config of a command line: defaults, then what `--config FILE` says, then flags.
 
     Raises:
-        ConfigError: a value is out of its bounds, or two settings contradict each other.
-        SystemExit: as argparse does, on unknown flags and on --help.
+        ConfigError: a flag or a key of the file is not known, a value is out of its bounds, or two settings contradict
+            each other.
+        SystemExit: after --help.
     """
-    given = vars(_parser(prog, description).parse_args(argv))
+    given = settings_parser(prog, description).read(argv)
+    path = given.pop("config_file", None)
+    of_file = {} if path is None else read_config_file(path, Config.__struct_fields__, list_settings(Config))
+    places = {name: f"{path}: {name.replace('_', '-')}" for name in of_file if name not in given}
+    given = of_file | given
     given["api_key"] = gather_keys(
         given.get("api_key"), given.pop("api_key_file", None), os.environ.get(API_KEY_VARIABLE)
     )
-    return _checked({name: value for name, value in given.items() if value is not None})
+    return _checked({name: value for name, value in given.items() if value is not None}, places)
+
+
+def from_settings(settings: Mapping[str, Any]) -> Config:
+    """The config of settings by name, as Python code gives them; None is the default. Raises ConfigError."""
+    for name in settings:
+        if name not in Config.__struct_fields__:
+            raise ConfigError(f"there is no setting {name}: {why_unknown(name, Config.__struct_fields__, str)}")
+    model = settings.get("model")
+    given = {**settings, "model": None if model is None else str(model)}  # it may be a Path
+    return _checked(given, {name: name for name in settings})
+
+
+def settings_parser(prog: str, description: str) -> SettingsParser:
+    """The flags of all settings."""
+    return SettingsParser(Config, prog, description)
+
+
+def key_to_send() -> str | None:
+    """The key that a client on this machine sends: the first one of the environment's."""
+    return next(iter(gather_keys(None, None, os.environ.get(API_KEY_VARIABLE)) or ()), None)
 
 
 def to_flags(config: Config) -> list[str]:
@@ -182,11 +209,11 @@ def to_flags(config: Config) -> list[str]:
         if field.name == "model":
             flags.append(value)
         elif isinstance(value, bool):
-            flags.append(_flag(field.name) if value else "--no-" + _flag(field.name)[2:])
+            flags.append(to_flag(field.name) if value else "--no-" + to_flag(field.name)[2:])
         elif isinstance(value, list):
-            flags += [_flag(field.name), *value]
+            flags += [to_flag(field.name), *value]
         else:
-            flags += [_flag(field.name), str(value)]
+            flags += [to_flag(field.name), str(value)]
     # The model comes last behind "--", for a list flag before it would swallow it.
     if config.model is not None:
         flags.remove(config.model)
@@ -194,7 +221,9 @@ def to_flags(config: Config) -> list[str]:
     return flags
 
 
-def _checked(values: dict[str, Any]) -> Config:
+def _checked(given: Mapping[str, Any], places: Mapping[str, str]) -> Config:
+    """The config of what was given. places: how a setting was given, if not as a flag; for errors."""
+    values = {name: value for name, value in given.items() if value is not None}
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
@@ -203,51 +232,6 @@ def _checked(values: dict[str, Any]) -> Config:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
+        where = places.get(name, to_flag(name))
         shown = "" if name in SECRET else f" {values.get(name)}"
-        raise ConfigError(f"{_flag(name)}{shown}: {reason[0].lower()}{reason[1:]}") from None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False
-    )
-    hints = get_type_hints(Config, include_extras=True)
-    group: Any = parser
-    for field in msgspec.structs.fields(Config):
-        kind, meta = _unwrap(hints[field.name])
-        if meta.extra:
-            group = parser.add_argument_group(str(meta.extra["group"]))
-        text = (meta.description or "").replace("%", "%%")
-        if field.default is not None and not isinstance(kind, bool):
-            text += f" (default: {field.default})"
-        if field.name == "model":
-            parser.add_argument("model", nargs="?", help=text, metavar="MODEL")
-        elif kind is bool:
-            group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text)
-        elif get_origin(kind) is Literal:
-            group.add_argument(_flag(field.name), choices=get_args(kind), help=text)
-        elif field.name == "api_key":  # one at a time, so that it cannot swallow the model's name
-            group.add_argument(_flag(field.name), action="append", metavar="KEY", help=text)
-        elif get_origin(kind) is list:
-            group.add_argument(_flag(field.name), nargs="+", metavar="NAME", help=text)
-        else:
-            group.add_argument(_flag(field.name), type=kind, metavar=kind.__name__.upper(), help=text)
-    return parser
-
-
-def _unwrap(hint: Any) -> tuple[Any, Meta]:
-    """The plain type and the outermost description behind Annotated and `| None`."""
-    described = Meta()
-    while True:
-        if get_origin(hint) is Annotated:
-            hint, *metas = get_args(hint)
-            described = next((meta for meta in reversed(metas) if meta.description), described)
-        elif type(None) in get_args(hint) and get_origin(hint) is not Literal:
-            others = tuple(kind for kind in get_args(hint) if kind is not type(None))
-            hint = Union[others] if len(others) > 1 else others[0]  # noqa: UP007  # built at run time
-        else:
-            return hint, described
+        raise ConfigError(f"{where}{shown}: {reason[0].lower()}{reason[1:]}") from None

@@ -36,11 +36,11 @@ def report(stage: str, **fields: str | float) -> None:
     print(json.dumps({"stage": stage, **fields}), flush=True)
 
 
-def die_with_parent(parent: int) -> None:
-    """In a child process: be killed by the kernel when the parent, a process id, dies, or now if it has."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
+    """In a child process: get a signal from the kernel when the parent, a process id, dies, or now if it has."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
 
 def keep_what_is_loaded() -> None:

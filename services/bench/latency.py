@@ -9,6 +9,7 @@ from octavo.services.bench.offline import Run, offline
 from octavo.services.bench.options import FLAGS_OF_SERVE, positive, positives
 from octavo.services.bench.records import Records, Table, own_version, percentiles_ms
 from octavo.services.bench.workloads import random_ids
+from octavo.shared.arguments import Parser
 from octavo.shared.config import parse
 
 PROG = "octavo bench latency"
@@ -49,7 +50,7 @@ def _fields(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         PROG,
         usage=f"{PROG} MODEL [--input-len N] [--output-len N] [--batch-size N,…] [--iterations N] [--out FILE] "
         "[flags of octavo serve]",
@@ -58,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
             "batch when all have ended. Greedy, the end of a sequence ignored; no prompt comes twice. "
         )
         + FLAGS_OF_SERVE,
-        allow_abbrev=False,
     )
     parser.add_argument("--input-len", type=positive, default=128, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--output-len", type=positive, default=128, help="tokens generated (default: %(default)s)")

@@ -21,6 +21,7 @@ from octavo.services.bench.client import Job, Outcome, Report
 from octavo.services.bench.options import positive, positives, rates, seconds
 from octavo.services.bench.records import Records, Table, percentiles_ms
 from octavo.services.bench.target import PATHS, Target, find
+from octavo.shared.arguments import Parser
 from octavo.shared.errors import ConfigError
 
 PROG = "octavo bench serve"
@@ -185,13 +186,12 @@ def _died(client: "subprocess.Popen[bytes]") -> ConfigError:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         PROG,
         description=(
             "Measure an OpenAI-compatible server with streamed requests: random words in, greedy, the end of a "
             "sequence ignored. An API key is read from OCTAVO_API_KEY."
         ),
-        allow_abbrev=False,
     )
     parser.add_argument("--url", required=True, help="the server's address, such as http://127.0.0.1:8000")
     parser.add_argument("--model", help="model name (default: the first that the server lists)")

@@ -1,14 +1,13 @@
 """The server that is to be measured: where it is, what it calls itself, and what a request to it looks like."""
 
 import json
-import os
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from octavo.shared.config import API_KEY_VARIABLE
+from octavo.shared.config import API_KEY_VARIABLE, key_to_send
 from octavo.shared.errors import ConfigError
 
 ASK_S = 5.0
@@ -94,7 +93,7 @@ def _ask(url: str, path: str, may_lack: bool = False) -> str:
 
 
 def _headers() -> dict[str, str]:
-    key = os.environ.get(API_KEY_VARIABLE)
+    key = key_to_send()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

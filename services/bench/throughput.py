@@ -8,6 +8,7 @@ from octavo.services.bench.offline import Run, offline
 from octavo.services.bench.options import FLAGS_OF_SERVE, names, positive
 from octavo.services.bench.records import Records, Table, own_version, percentiles_ms
 from octavo.services.bench.workloads import WORKLOADS, Workload
+from octavo.shared.arguments import Parser
 from octavo.shared.config import parse
 
 PROG = "octavo bench throughput"
@@ -47,7 +48,7 @@ def _fields(workload: Workload, run: Run) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         PROG,
         usage=f"{PROG} MODEL [--workload NAMES] [--trials N] [--out FILE] [flags of octavo serve]",
         description=(
@@ -56,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         )
         + FLAGS_OF_SERVE,
         epilog="workloads: " + "; ".join(f"{name}: {make.__doc__}" for name, make in WORKLOADS.items()),
-        allow_abbrev=False,
     )
     parser.add_argument("--workload", type=names(WORKLOADS), default=list(WORKLOADS), metavar="NAME,…",
                         help=f"of {', '.join(WORKLOADS)} (default: all)")  # fmt: skip
