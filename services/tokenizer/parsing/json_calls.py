@@ -13,7 +13,7 @@ from octavo.services.tokenizer.parsing.reader import MAX_NAME, Malformed, Marker
 from octavo.services.tokenizer.parsing.rules import Grammar, Rules
 
 _ARGUMENTS = ("arguments", "parameters")
-_OTHERS = ("type", "id", "index")  # may stand before the name; any other key says that this is no call
+_KEYS = ("name", *_ARGUMENTS, "type", "id", "index")  # before a call has begun any other says that it is none
 
 _IN_STRING = re.compile(r'["\\]')
 _STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
@@ -67,8 +67,9 @@ def _call(reader: Reader, rules: Rules) -> Steps[None]:
     name, early, has_arguments = "", "", False
     while (yield from reader.space()) != "}":
         key = yield from _string(reader)
-        char = yield from reader.space()
-        if char != ":":
+        if key not in _KEYS and not reader.in_call:
+            raise Malformed
+        if (yield from reader.space()) != ":":
             raise Malformed
         reader.take(1)
         char = yield from reader.space()
@@ -85,10 +86,8 @@ def _call(reader: Reader, rules: Rules) -> Steps[None]:
             if name and not reader.in_call:
                 reader.begin_call(name)
             early = yield from _call_arguments(reader, rules.ends)
-        elif reader.in_call or key in _OTHERS:
-            yield from _value(reader, rules.ends, _drop)
         else:
-            raise Malformed
+            yield from _value(reader, rules.ends, _drop)
         char = yield from reader.space()
         if char == ",":
             reader.take(1)

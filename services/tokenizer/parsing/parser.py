@@ -2,8 +2,8 @@
 
 What of a text is not a call is content, as the model wrote it: nothing raises. A call that has been
 reported stays, with the arguments that it has, even if it then breaks off; what comes after the break
-is content again. What must be known to go on is always a bounded number of characters, so time is
-linear in the text.
+is content again. No text is looked through twice, but for a bounded number of characters, so time is
+linear.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,9 @@ from functools import partial
 import msgspec
 
 from octavo.services.tokenizer.parsing.events import Content, Event, Reasoning
-from octavo.services.tokenizer.parsing.formats import (
-    REASONING_FORMATS,
-    TOOL_FORMATS,
-    HarmonyFormat,
-    ThinkFormat,
-    ToolFormat,
-)
+from octavo.services.tokenizer.parsing.formats import REASONING_FORMATS as REASONING_FORMATS
+from octavo.services.tokenizer.parsing.formats import TOOL_FORMATS as TOOL_FORMATS
+from octavo.services.tokenizer.parsing.formats import HarmonyFormat, ThinkFormat, ToolFormat
 from octavo.services.tokenizer.parsing.harmony import MARKERS as HARMONY_MARKERS
 from octavo.services.tokenizer.parsing.harmony import harmony
 from octavo.services.tokenizer.parsing.json_calls import named_arguments

@@ -14,6 +14,8 @@ _OPENINGS = {"[": ("[", "]"), "(": ("[", ")"), "{": ("{", "}")}
 _CLOSINGS = {"]": "]", ")": "]", "}": "}"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "\n": ""}
 _ESCAPES |= {character: character for character in "\\'\""}
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)  # one that Python does not know stands for itself
+_SIMPLE = re.compile(r"[^0-7xuU](?:\\[^0-7xuU])*")
 _NUM_DIGITS = {"x": 2, "u": 4, "U": 8}
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _OCTAL = re.compile(r"[0-7]*")
@@ -113,13 +115,14 @@ def _string(reader: Reader, quote: str, write: Write) -> Steps[None]:
 
 
 def _escaped(reader: Reader) -> Steps[str]:
-    """The characters that an escape stands for. One that Python does not know stands for itself."""
+    """What escapes stand for: one with a number, or all others up to the next character that is none."""
     char = yield from reader.peek()
     if char in "01234567":
         return chr(int((yield from reader.run(_OCTAL, 3)), 8))
+    if simple := _SIMPLE.match(reader.text, reader.at):
+        reader.take(len(simple[0]))
+        return _ESCAPE.sub(lambda found: _ESCAPES.get(found[1], found[0]), "\\" + simple[0])
     reader.take(1)
-    if char not in _NUM_DIGITS:
-        return _ESCAPES.get(char, "\\" + char)
     digits = yield from reader.run(_HEX, _NUM_DIGITS[char])
     if len(digits) == _NUM_DIGITS[char] and int(digits, 16) <= 0x10FFFF:
         return chr(int(digits, 16))
