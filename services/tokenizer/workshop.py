@@ -17,8 +17,9 @@ from octavo.shared.config import Config
 from octavo.shared.grammar import GrammarSpec
 from octavo.shared.messages import Enqueue, Generate, ModelInfo, pack, request_id
 from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
-from octavo.shared.openai import Options
+from octavo.shared.openai import ChatRequest, Options
 from octavo.shared.prefix_hash import hash_blocks, root_hash
+from octavo.shared.sampling import SamplingParams
 from octavo.shared.tokenization import DetokenizeRequest, TokenizeRequest
 
 
@@ -57,6 +58,7 @@ class Workshop:
             for copy in range(copies):
                 index = place * copies + copy
                 params = self._params.make(options, message.id, copy, len(prompt.token_ids), model, grammar)
+                params = self._with_budget(params, options, prompt)
                 request = Enqueue(request_id(message.id, index), packed, params, hashes, priority=options.priority or 0)
                 choice = Choice(
                     index, request, prompt.token_ids, self.vocabulary, options,
@@ -66,6 +68,15 @@ class Workshop:
                 choices.append(choice)
         spelling = Spelling(self.vocabulary, bool(options.return_tokens_as_token_ids))
         return Call(message, options, gateway, choices, make_answer(message, options, spelling))
+
+    def _with_budget(self, params: SamplingParams, options: Options, prompt: Prompt) -> SamplingParams:
+        """With the budget of its reasoning, if it has one."""
+        budget = options.thinking_token_budget if isinstance(options, ChatRequest) else None
+        tags = self._parsers.thinking_tags(prompt.rendered)
+        if budget is None or tags is None or self.vocabulary is None:
+            return params
+        begin, end = (pack(self.vocabulary.encode(tag, add_special_tokens=False)) for tag in tags)
+        return msgspec.structs.replace(params, thinking_budget=budget, thinking_begin=begin, thinking_end=end)
 
     def answer(self, request: TokenizeRequest | DetokenizeRequest, model: ModelInfo) -> bytes:
         """The body for a request that needs no completion. Raises InvalidRequest."""
