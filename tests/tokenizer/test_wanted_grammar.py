@@ -34,11 +34,12 @@ def test_the_forms_of_openai_and_of_vllm() -> None:
     found = wanted(chat(response_format=form))
     assert found is not None and found.kind == "json_schema"
     assert list(json.loads(found.value)["properties"]) == ["b", "a"], "properties come in the order of the schema"
-    assert wanted(completion(response_format={"type": "json_object"})) == GrammarSpec("json_object")
     assert wanted(completion(structured_outputs={"regex": "a+"})) == GrammarSpec("regex", "a+")
     assert wanted(completion(structured_outputs={"choice": ["a", "b"]})) == GrammarSpec("choice", '["a","b"]')
     assert wanted(completion(structured_outputs={"grammar": "root ::= [a]"})) == GrammarSpec("ebnf", "root ::= [a]")
-    assert wanted(completion(structured_outputs={"json_object": True})) == GrammarSpec("json_object")
+    free = wanted(completion(structured_outputs={"json_object": True}))
+    assert free == wanted(completion(response_format={"type": "json_object"}))
+    assert free is not None and json.loads(free.value) == {"type": "object"} and not free.strict
 
 
 def test_the_field_that_asks_is_named() -> None:
