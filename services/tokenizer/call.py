@@ -47,11 +47,13 @@ class Call:
         if not choice.was_opened:
             choice.was_opened = True
             chunk = self._answer.open(choice.index, choice.opening)
-        reason, usage = choice.shown_reason, self._usage() if self._tells_usage else None
-        chunk += self._answer.chunk(
-            Delta(choice.index, text, events, reason, choice.stop_reason if reason else None, ids, logprobs, usage)
-        )
-        if self.is_finished:
+        reason = usage = stop_reason = None
+        if choice.finish_reason is not None:
+            reason, stop_reason = choice.shown_reason, choice.stop_reason
+        if self._tells_usage:
+            usage = self._usage()
+        chunk += self._answer.chunk(Delta(choice.index, text, events, reason, stop_reason, ids, logprobs, usage))
+        if reason is not None and self.is_finished:
             chunk += self._answer.end(self._usage())
         return Emitted((chunk, choice.index, pack(ids), choice.num_chars))
 

@@ -29,7 +29,7 @@ class ToolCall(msgspec.Struct):
     arguments: str = ""
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What a choice has to tell: new text and what it means, and its end."""
 
     index: int
@@ -42,6 +42,11 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: Sequence[TokenLogprobs] | None = None
     usage: Usage | None = None
     """Of the call so far, if the client wants that all along."""
+
+    @property
+    def is_plain(self) -> bool:
+        """There is text, or not even that, and nothing else."""
+        return self.finish_reason is None and self.logprobs is None and self.usage is None and self.events is None
 
 
 class Opening(msgspec.Struct, frozen=True):

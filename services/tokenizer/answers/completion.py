@@ -4,6 +4,8 @@ from octavo.services.tokenizer.answers.common import DONE, Delta, Finished, Open
 from octavo.services.tokenizer.logprobs import Spelling, TokenLogprobs
 from octavo.shared.openai import Options
 
+_PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 class CompletionAnswer:
     """See `common.Answer`."""
@@ -26,6 +28,8 @@ class CompletionAnswer:
         return b"data: " + encode({**self._head, "choices": [fields]}) + b"\n\n"
 
     def chunk(self, delta: Delta) -> bytes:
+        if delta.is_plain and not self._shows_ids:  # most of all
+            return self._chunk_head + b"%d" % delta.index + b',"text":' + encode(delta.text) + _PLAIN_TAIL
         reason = b"null" if delta.finish_reason is None else encode(delta.finish_reason)
         logprobs = b"null"
         if delta.logprobs is not None:
