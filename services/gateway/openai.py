@@ -69,6 +69,12 @@ class OpenAIRoutes:
                 last_event="[DONE]",
                 errors=CALL_ERRORS,
             ),
+            *self._token_routes(),
+            *self._model_routes(),
+        ]
+
+    def _token_routes(self) -> list[Route]:
+        return [
             Route(
                 method="POST",
                 path="/tokenize",
@@ -91,6 +97,10 @@ class OpenAIRoutes:
                 answer=Detokenized,
                 errors=CALL_ERRORS,
             ),
+        ]
+
+    def _model_routes(self) -> list[Route]:
+        return [
             Route(
                 method="GET",
                 path="/v1/models",
