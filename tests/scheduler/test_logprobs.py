@@ -42,11 +42,8 @@ class TellingEngine(SimEngine):
             self._places[slot] = last = first + length
             if new.params.prompt_logprobs is not None:
                 prompt = unpack(new.token_ids)[: new.num_prompt]
-                told = [
-                    struct.pack("<if", place, -prompt[place])
-                    for place in range(first + 1, last + 1)[: len(prompt) - first - 1]
-                ]
-                prompts[slot] = b"".join(told)
+                places = range(first + 1, min(last + 1, len(prompt)))
+                prompts[slot] = b"".join(struct.pack("<if", place, -prompt[place]) for place in places)
         return msgspec.structs.replace(result, logprobs=logprobs, prompt_logprobs=prompts)
 
 

@@ -32,7 +32,7 @@ MAX_LEN = 256
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
-def make_vocabulary() -> Vocabulary:
+def make_vocabulary(template: str = TEMPLATE) -> Vocabulary:
     """All bytes, a few longer tokens, and <|end|>, which ends a completion."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [("Ġ", "a"), ("a", "b"), ("Ã", "©"), ("ð", "Ł")]
@@ -41,7 +41,7 @@ def make_vocabulary() -> Vocabulary:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
-    return Vocabulary(tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
+    return Vocabulary(tokenizer, eos_token="<|end|>", chat_template=template)
 
 
 VOCABULARY = make_vocabulary()
