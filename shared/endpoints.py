@@ -4,16 +4,25 @@ from typing import Any
 
 import msgspec
 
+from octavo.shared.anthropic import CountTokensRequest, MessagesRequest
 from octavo.shared.errors import InvalidRequest
 from octavo.shared.fields import invalid_field
-from octavo.shared.openai import ChatRequest, CompletionRequest
+from octavo.shared.openai import ChatRequest, CompletionRequest, Options
+from octavo.shared.responses import ResponsesRequest
 from octavo.shared.tokenization import DetokenizeRequest, TokenizeRequest
 
-CallRequest = ChatRequest | CompletionRequest | TokenizeRequest | DetokenizeRequest
+Completing = ChatRequest | CompletionRequest | ResponsesRequest | MessagesRequest
+"""Leads to completions."""
+Immediate = TokenizeRequest | DetokenizeRequest | CountTokensRequest
+"""Is answered by the tokenizer alone."""
+CallRequest = Completing | Immediate
 
 BODIES: dict[str, type[CallRequest]] = {
     "chat": ChatRequest,
     "completion": CompletionRequest,
+    "responses": ResponsesRequest,
+    "messages": MessagesRequest,
+    "count_tokens": CountTokensRequest,
     "tokenize": TokenizeRequest,
     "detokenize": DetokenizeRequest,
 }
@@ -36,3 +45,8 @@ def read_request(endpoint: str, body: bytes) -> CallRequest:
         raise InvalidRequest("the body is nested too deeply") from None
     request.check()
     return request
+
+
+def options_of(request: Completing) -> Options:
+    """What it asks for, as chats and plain completions say it."""
+    return request if isinstance(request, Options) else request.to_chat()
