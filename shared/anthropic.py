@@ -26,10 +26,10 @@ class Block(msgspec.Struct, frozen=True):
 
     type: str
     text: str | None = None
-    thinking: str | None = None
+    thinking: Annotated[str | None, Meta(description="what the assistant thought")] = None
     id: str | None = None
     name: str | None = None
-    input: dict[str, Any] | None = None
+    input: Annotated[dict[str, Any] | None, Meta(description="the arguments of a call")] = None
     tool_use_id: str | None = None
     content: "str | list[Block] | None" = None
 
@@ -136,7 +136,6 @@ class PromptRequest(Sampling, frozen=True, kw_only=True):
     """What makes the prompt."""
 
     chat_names: ClassVar[dict[str, str]] = {
-        "max_completion_tokens": "max_tokens",
         "stop": "stop_sequences",
         "response_format": "output_config.format",
     }
@@ -203,7 +202,7 @@ class MessagesRequest(PromptRequest, frozen=True, kw_only=True):
     def to_chat(self) -> ChatRequest:
         return msgspec.structs.replace(
             super().to_chat(),
-            max_completion_tokens=self.max_tokens,
+            max_tokens=self.max_tokens,
             stop=self.stop_sequences or self.stop,
             user=self.user or (self.metadata.user_id if self.metadata else None),
         )

@@ -93,7 +93,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 
 class FunctionTool(msgspec.Struct, frozen=True):
     type: str
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")] = ""
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")] | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -108,8 +108,7 @@ class FunctionChoice(msgspec.Struct, frozen=True):
 
 class ReasoningOptions(msgspec.Struct, frozen=True):
     effort: Effort | None = None
-    summary: str | None = None
-    """Taken, and not made: reasoning is shown as it is."""
+    summary: Annotated[str | None, Meta(description="taken, and not made: reasoning is shown as it is")] = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,7 +120,7 @@ class TextFormat(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TextOptions(msgspec.Struct, frozen=True):
-    format: TextFormat | None = None
+    format: Annotated[TextFormat | None, Meta(description="text, any JSON object, or JSON of a schema")] = None
     verbosity: str | None = None
 
 
@@ -136,7 +135,6 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True):
     chat_names: ClassVar[dict[str, str]] = {
         "messages": "input",
         "max_tokens": "max_output_tokens",
-        "max_completion_tokens": "max_output_tokens",
         "response_format": "text.format",
         "truncate_prompt_tokens": "truncation",
     }
@@ -150,19 +148,18 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True):
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: ReasoningOptions | None = None
+    reasoning: Annotated[ReasoningOptions | None, Meta(description="how the model is to reason")] = None
     include_reasoning: bool | None = None
     thinking_token_budget: Tokens | None = None
-    text: TextOptions | None = None
+    text: Annotated[TextOptions | None, Meta(description="the form of the answer's text")] = None
     truncation: Literal["auto", "disabled"] | None = None
-    """auto: of an input that is too long the end is read."""
     metadata: Metadata | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     background: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    conversation: Any = None
-    prompt: Any = None
+    conversation: Annotated[Any, Meta(description="not supported; use previous_response_id")] = None
+    prompt: Annotated[Any, Meta(description="not supported; send its text as input and instructions")] = None
 
     @property
     def items(self) -> list[InputItem]:
@@ -208,7 +205,7 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True):
         return ChatRequest(
             **{field: getattr(self, field) for field in Sampling.__struct_fields__},
             messages=conversation.messages(),
-            max_completion_tokens=self.max_output_tokens,
+            max_tokens=self.max_output_tokens,
             logprobs=has_logprobs,
             top_logprobs=self.top_logprobs if has_logprobs else None,
             tools=[_tool(each) for each in self.tools] if self.tools else None,
@@ -231,7 +228,7 @@ def texts(content: str | list[ItemPart] | None) -> list[str]:
 
 
 def _tool(tool: FunctionTool) -> Tool:
-    return Tool(FunctionSpec(tool.name, tool.description, tool.parameters, tool.strict))
+    return Tool(FunctionSpec(tool.name or "", tool.description, tool.parameters, tool.strict))
 
 
 def _choice(

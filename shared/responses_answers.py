@@ -3,9 +3,17 @@
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.shared.errors import RequestError
-from octavo.shared.responses import FunctionChoice, FunctionTool, ReasoningOptions, ResponsesRequest, TextFormat
+from octavo.shared.responses import (
+    FunctionChoice,
+    FunctionTool,
+    InputItem,
+    ReasoningOptions,
+    ResponsesRequest,
+    TextFormat,
+)
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -103,6 +111,47 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["auto", "disabled"] = "disabled"
     metadata: dict[str, str] = {}
     user: str | None = None
+
+
+class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stream tells, as the documentation describes it: which fields there are follows from the type."""
+
+    type: Literal[
+        "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed",
+        "response.output_item.added", "response.output_item.done",
+        "response.content_part.added", "response.content_part.done",
+        "response.output_text.delta", "response.output_text.done",
+        "response.reasoning_text.delta", "response.reasoning_text.done",
+        "response.function_call_arguments.delta", "response.function_call_arguments.done",
+    ]  # fmt: skip
+    sequence_number: int
+    response: Response | UnsetType = UNSET
+    item: OutputItem | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    logprobs: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class DeletedResponse(msgspec.Struct, frozen=True):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+class ItemList(msgspec.Struct, frozen=True):
+    """Items that led to a response."""
+
+    data: list[InputItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: Literal["list"] = "list"
 
 
 def begin_response(

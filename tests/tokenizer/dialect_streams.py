@@ -59,9 +59,7 @@ def streamed_by_two(generate: Generate, text: str, cut: int, num_at_once: int) -
     before = streamed(generate, text)[:cut]
     if not before:
         return streamed(generate, text, num_at_once)
-    sent = Progress(
-        b"".join(each.token_ids[0] for each in before), before[-1].num_chars[0], sum(before[-1].num_events)
-    )
+    sent = Progress(b"".join(each.token_ids[0] for each in before), before[-1].num_chars[0], sum(before[-1].num_events))
     second = pipeline()
     requests = second.send(msgspec.structs.replace(generate, progress={0: sent}, attempt=2))
     if requests:

@@ -96,7 +96,7 @@ def test_the_role_is_said_with_the_first_text_and_the_prompt_if_it_was_asked_for
     assert b'"role":"assistant"' in first[0] and b'"prompt_token_ids":[1,2]' in first[0]
     assert b"role" not in second[0] and b"prompt_token_ids" not in second[0]
     assert first[1:] == (0, pack(encode("a")), 1, 0)
-    assert second[1:] == (0, pack(encode("b")), 2)
+    assert second[1:] == (0, pack(encode("b")), 2, 0)
 
 
 def test_nothing_is_said_while_there_is_no_token() -> None:
