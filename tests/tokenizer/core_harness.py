@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.services.tokenizer.compiling import Compiling
 from octavo.services.tokenizer.core import TokenizerCore
+from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.services.tokenizer.workshop import Workshop
 from octavo.shared.messages import (
@@ -68,8 +69,11 @@ def chat(**fields: object) -> Generate:
 class Pipeline:
     """A core with the gateway on one side and the scheduler on the other; keeps all that it says."""
 
-    def __init__(self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True) -> None:
-        self.core = TokenizerCore(Workshop(vocabulary, frozenset([END])), Compiling(Path("nowhere"), vocabulary))
+    def __init__(
+        self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True, parsers: Parsers | None = None
+    ) -> None:
+        workshop = Workshop(vocabulary, frozenset([END]), parsers=parsers)
+        self.core = TokenizerCore(workshop, Compiling(Path("nowhere"), vocabulary))
         self.texts: list[Text] = []
         self.failures: list[CallFailed] = []
         self.enqueued: list[Enqueue] = []

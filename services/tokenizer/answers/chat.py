@@ -14,6 +14,8 @@ _PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
 class ChatAnswer:
     """See `common.Answer`."""
 
+    num_events = 0
+
     def __init__(self, id: str, created_s: int, model: str, options: ChatRequest, spelling: Spelling) -> None:
         self._id = id
         self._head = {"id": id, "object": "chat.completion", "created": created_s, "model": model}

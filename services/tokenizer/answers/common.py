@@ -74,7 +74,14 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Answer(Protocol):
-    """Turns what choices tell into the bytes of one endpoint. Belongs to one call."""
+    """Turns what choices tell into the bytes of one endpoint. Belongs to one call.
+
+    What it is in after `open` and chunks must follow from their events alone, put together: another process may have
+    got them in other portions.
+    """
+
+    num_events: int
+    """How many it has made, where they are numbered; else 0."""
 
     def open(self, index: int, opening: Opening) -> bytes:
         """Events that begin a choice; may be empty."""

@@ -10,6 +10,8 @@ _PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
 class CompletionAnswer:
     """See `common.Answer`."""
 
+    num_events = 0
+
     def __init__(self, id: str, created_s: int, model: str, options: Options, spelling: Spelling) -> None:
         self._head = {"id": id, "object": "text_completion", "created": created_s, "model": model}
         self._chunk_head = b"data: " + encode(self._head)[:-1] + b',"choices":[{"index":'
