@@ -1,5 +1,6 @@
 """Answers of /v1/responses, checked with the types of OpenAI's own client."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from tests.tokenizer.dialect_streams import (
 from octavo.services.tokenizer.answers.common import Delta, Finished, Opening, Usage
 from octavo.services.tokenizer.answers.responses import ResponsesAnswer
 from octavo.services.tokenizer.logprobs import Spelling, TokenLogprobs
+from octavo.shared.endpoints import read_request
 from octavo.shared.responses import InputItem, ResponsesRequest
 
 EVENTS: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
@@ -126,8 +128,11 @@ def test_a_response_repeats_what_was_asked() -> None:
         "parallel_tool_calls": False, "tool_choice": {"type": "function", "name": "f"}, "store": False,
         "max_output_tokens": 99, "top_logprobs": 2, "tools": TOOLS,
     }  # fmt: skip
-    body = whole(message("responses", input="Hi", stream=False, **asked), '{"a": 1}')
-    response = Response.model_validate(body, strict=True).to_dict()
+    request = read_request("responses", json.dumps({"input": "Hi"} | asked).encode())
+    assert isinstance(request, ResponsesRequest)
+    answer = ResponsesAnswer(CALL, 1_700_000_000, "model", request, Spelling(VOCABULARY, as_ids=False))
+    finished = Finished(0, Opening([A]), '{"a": 1}', "", (), "stop", None, [A], None)
+    response = Response.model_validate_json(answer.body([finished], Usage(1, 1, 2)), strict=True).to_dict()
     assert {name: response[name] for name in asked} == asked
     assert (response["id"], response["object"], response["created_at"]) == (f"resp_{CALL.hex()}", "response", 1.7e9)
 
