@@ -140,6 +140,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     token_ids: bytes = b""
     num_chars: int = 0
+    num_events: int = 0
+    """Of the call, where its events are numbered."""
 
 
 class Generate(Message, frozen=True):
@@ -147,7 +149,7 @@ class Generate(Message, frozen=True):
 
     id: CallId
     endpoint: str
-    """Key of `shared.openai.ENDPOINTS`; says how to read `body`."""
+    """Key of `shared.endpoints.BODIES`; says how to read `body`."""
     body: bytes
     """The JSON of the HTTP request, validated."""
     created_s: int
@@ -186,6 +188,8 @@ class Text(Message, frozen=True):
     """Entries after which nothing follows for their call."""
     attempts: list[int] = []
     """Of the Generate that each entry answers: what a worker still says of an earlier one must not be mixed in."""
+    num_events: list[int] = []
+    """Events of the call up to and with this chunk, if any call here has numbered ones."""
 
 
 class CallFailed(Message, frozen=True):

@@ -52,12 +52,10 @@ class StreamOptions(msgspec.Struct, frozen=True):
     continuous_usage_stats: bool = False
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and plain completions have in common."""
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """What every endpoint that generates text takes, under the same names: vLLM's additions among it."""
 
     model: str | None = None
-    max_tokens: TokensOrNone | None = None
-    """0: only the prompt is wanted, to be echoed."""
     min_tokens: TokensOrNone | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -76,19 +74,26 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    stream: bool | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    user: str | None = None
+
+
+class Options(Sampling, frozen=True, kw_only=True):
+    """What chat and plain completions have in common."""
+
+    max_tokens: TokensOrNone | None = None
+    """0: only the prompt is wanted, to be echoed."""
     prompt_logprobs: Top | None = None
     n: Choices | None = None
     best_of: Choices | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Truncation | None = None
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    priority: Priority | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     request_id: Label | None = None
-    user: str | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     echo: bool | None = None

@@ -45,6 +45,12 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """int32 each: tokens that must not follow one another."""
     grammar: str = ""
     """The key of a compiled grammar that the completion must follow; empty: none."""
+    thinking_budget: Annotated[int, Meta(ge=0)] = 0
+    """After so many tokens the completion's reasoning is ended; 0: never."""
+    thinking_begin: bytes = b""
+    """int32: how a completion begins that reasons; empty: it is in the middle of that from the start."""
+    thinking_end: bytes = b""
+    """int32: how reasoning ends."""
 
     @property
     def has_penalties(self) -> bool:
@@ -53,7 +59,14 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def has_edits(self) -> bool:
         """Some tokens are favoured or forbidden, at some time at least."""
-        return bool(self.min_tokens or self.biases or self.allowed_token_ids or self.bad_words or self.grammar)
+        return bool(
+            self.min_tokens
+            or self.biases
+            or self.allowed_token_ids
+            or self.bad_words
+            or self.grammar
+            or self.thinking_budget
+        )
 
     @property
     def is_greedy(self) -> bool:

@@ -22,7 +22,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
-    stream: None = None
+
+    @property
+    def stream(self) -> bool:
+        return False
 
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -33,7 +36,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: list[TokenId]
     model: str | None = None
-    stream: None = None
+
+    @property
+    def stream(self) -> bool:
+        return False
 
     def check(self) -> None:
         """Any list of ids will do."""

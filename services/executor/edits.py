@@ -115,7 +115,9 @@ class _SlotEdits:
         self._no_stop = ~_mask(request.params.stop_token_ids, vocab_size)
         self._may_stop_at = num_prompt + request.params.min_tokens
         self._bad_words = [unpack(word) for word in request.params.bad_words]
-        self.needs_history = bool(request.params.grammar or any(len(word) > 1 for word in self._bad_words))
+        self._begin, self._end = unpack(request.params.thinking_begin), unpack(request.params.thinking_end)
+        depends = request.params.grammar or request.params.thinking_budget
+        self.needs_history = bool(depends or any(len(word) > 1 for word in self._bad_words))
 
     def masks(self, position: int) -> Iterable[Tensor]:
         """Of tokens that may be chosen at a position; each [words] int32."""
@@ -125,6 +127,19 @@ class _SlotEdits:
             yield self._no_stop
         if bad := [word[-1] for word in self._bad_words if _follows(self.output_ids, word[:-1])]:
             yield ~_mask(bad, self._vocab_size)
+        if (forced := self._end_of_thinking()) is not None:
+            yield _mask([forced], self._vocab_size)
+
+    def _end_of_thinking(self) -> int | None:
+        """The token that must come next, since reasoning has had its budget."""
+        place = len(self.output_ids) - self.params.thinking_budget
+        if not self.params.thinking_budget or not 0 <= place < len(self._end):
+            return None
+        if self.output_ids[: len(self._begin)] != self._begin:
+            return None  # it does not reason
+        thought = self.output_ids[: self.params.thinking_budget]
+        has_ended = any(thought[i : i + len(self._end)] == self._end for i in range(len(thought)))
+        return None if has_ended else self._end[place]
 
 
 def _allowed(params: SamplingParams, vocab_size: int) -> Tensor | None:

@@ -31,6 +31,7 @@ class Call:
 
     __slots__ = (
         "id",
+        "num_events",
         "num_sends",
         "worker",
         "_chunks",
@@ -46,6 +47,7 @@ class Call:
         self.id: CallId = generate.id
         self.worker: Address | None = None  # who works on it; None: nobody yet, or no longer
         self.num_sends = 0
+        self.num_events = 0  # that its client has been sent, where they are numbered
         self._generate = generate
         self._journal: dict[int, _Sent] = {}
         self._chunks: list[bytes] = []
@@ -66,7 +68,10 @@ class Call:
 
     def message(self, attempt: int) -> Generate:
         """The call as a worker must get it this time, so that it goes on where the client's stream is."""
-        progress = {choice: Progress(bytes(sent.token_ids), sent.num_chars) for choice, sent in self._journal.items()}
+        progress = {
+            choice: Progress(bytes(sent.token_ids), sent.num_chars, self.num_events)
+            for choice, sent in self._journal.items()
+        }
         return msgspec.structs.replace(self._generate, progress=progress, attempt=attempt)
 
     def deliver(self, chunk: bytes, choice: int, token_ids: bytes, num_chars: int, now: float) -> float | None:

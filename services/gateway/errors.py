@@ -1,10 +1,11 @@
-"""Errors as HTTP answers: every one is an OpenAI error object, and none tells a client of our insides."""
+"""Errors as HTTP answers: each is the error object of the API that was asked, and none tells of our insides."""
 
 import logging
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from octavo.services.gateway.manner import anthropic_error_body
 from octavo.shared.errors import Internal, InvalidRequest, NotFound, RequestError, TooLarge, error_body
 
 log = logging.getLogger(__name__)
@@ -22,14 +23,15 @@ class UnsupportedMediaType(InvalidRequest):
     status = 415
 
 
-def error_response(error: RequestError) -> web.Response:
+def error_response(request: web.Request, error: RequestError) -> web.Response:
     """The error's status, body and Retry-After."""
+    body = anthropic_error_body(error) if request.path.startswith("/v1/messages") else error_body(error)
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(status=error.status, body=error_body(error), content_type="application/json", headers=headers)
+    return web.Response(status=error.status, body=body, content_type="application/json", headers=headers)
 
 
 @web.middleware
@@ -38,21 +40,21 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except RequestError as error:
-        return error_response(error)
+        return error_response(request, error)
     except web.HTTPException as error:
-        response = error_response(_from_aiohttp(request, error))
+        response = error_response(request, _from_aiohttp(request, error))
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except web.RequestPayloadError:
-        return error_response(InvalidRequest("the body is broken, or ended early"))
+        return error_response(request, InvalidRequest("the body is broken, or ended early"))
     except ConnectionError:
         raise  # nobody is left to answer
     except Exception:
         log.exception("request failed", extra={"request": request.get(LABEL)})
         if request.writer.output_size:
             raise  # a second answer in the middle of the first would be worse than a cut connection
-        return error_response(Internal("the server failed on this request; its log has the reason"))
+        return error_response(request, Internal("the server failed on this request; its log has the reason"))
 
 
 def _from_aiohttp(request: web.Request, error: web.HTTPException) -> RequestError:

@@ -1,22 +1,15 @@
 """The routes of OpenAI's API: chat completions, completions and the list of models."""
 
-import asyncio
-import os
 import time
 
 import msgspec
 from aiohttp import web
 
-from octavo.services.gateway import stream
-from octavo.services.gateway.auth import SALT
-from octavo.services.gateway.metrics import Metrics
+from octavo.services.gateway.calls import Calls
 from octavo.services.gateway.route import CALL_ERRORS, Route
 from octavo.services.gateway.workers import Workers
 from octavo.shared.config import Config
-from octavo.shared.endpoints import read_request
-from octavo.shared.errors import InvalidRequest, NotFound
-from octavo.shared.messages import CallId, Generate
-from octavo.shared.openai import ChatRequest, CompletionRequest, Options
+from octavo.shared.openai import ChatRequest, CompletionRequest
 from octavo.shared.openai_answers import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -28,17 +21,15 @@ from octavo.shared.openai_answers import (
 )
 from octavo.shared.tokenization import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 
-BODY_S = 30.0  # for a body to arrive
-
 
 class OpenAIRoutes:
     """Handlers and what they share."""
 
-    def __init__(self, config: Config, workers: Workers, metrics: Metrics) -> None:
+    def __init__(self, config: Config, workers: Workers, calls: Calls) -> None:
         self._names = config.model_names
         self._root = config.model or self._names[0]
         self._workers = workers
-        self._metrics = metrics
+        self._calls = calls
         self._created_s = int(time.time())
 
     def table(self) -> list[Route]:
@@ -69,6 +60,12 @@ class OpenAIRoutes:
                 last_event="[DONE]",
                 errors=CALL_ERRORS,
             ),
+            *self._token_routes(),
+            *self._model_routes(),
+        ]
+
+    def _token_routes(self) -> list[Route]:
+        return [
             Route(
                 method="POST",
                 path="/tokenize",
@@ -91,6 +88,10 @@ class OpenAIRoutes:
                 answer=Detokenized,
                 errors=CALL_ERRORS,
             ),
+        ]
+
+    def _model_routes(self) -> list[Route]:
+        return [
             Route(
                 method="GET",
                 path="/v1/models",
@@ -112,52 +113,24 @@ class OpenAIRoutes:
         ]
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "chat")
+        return await self._calls.complete(request, "chat")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "completion")
+        return await self._calls.complete(request, "completion")
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "tokenize")
+        return await self._calls.complete(request, "tokenize")
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "detokenize")
+        return await self._calls.complete(request, "detokenize")
 
     async def models(self, request: web.Request) -> web.Response:
         return _json(ModelList(data=[self._card(name) for name in self._names]))
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        self._check_model(name)
+        self._calls.check_model(name)
         return _json(self._card(name))
-
-    async def _complete(self, request: web.Request, endpoint: str) -> web.StreamResponse:
-        started_s = time.monotonic()
-        body = await _read_body(request)
-        wanted = read_request(endpoint, body)
-        if wanted.model is not None:
-            self._check_model(wanted.model)
-        if isinstance(wanted, Options):
-            self._metrics.note_request(request, wanted)
-        generate = Generate(
-            id=CallId(os.urandom(16)),
-            endpoint=endpoint,
-            body=body,
-            created_s=int(time.time()),
-            model=wanted.model or self._names[0],
-            salt=request[SALT],
-        )
-        answer = stream.answer_stream if wanted.stream else stream.answer_whole
-        call = self._workers.open(generate)
-        try:
-            return await answer(request, call, self._metrics, started_s)
-        finally:
-            self._workers.settle(call)
-
-    def _check_model(self, name: str) -> None:
-        if name not in self._names:
-            sentence = f"the model {name[:200]!a} does not exist; served: {', '.join(self._names)}"
-            raise NotFound(sentence, param="model", code="model_not_found")
 
     def _card(self, name: str) -> ModelCard:
         permission = ModelPermission(id=f"modelperm-{name}", created=self._created_s)
@@ -166,14 +139,6 @@ class OpenAIRoutes:
         return ModelCard(
             id=name, created=self._created_s, root=self._root, permission=[permission], max_model_len=length
         )
-
-
-async def _read_body(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(BODY_S):
-            return await request.read()
-    except TimeoutError:
-        raise InvalidRequest(f"the body did not arrive within {BODY_S:.0f} s") from None
 
 
 def _json(answer: msgspec.Struct) -> web.Response:

@@ -18,7 +18,7 @@ ALWAYS_ERRORS = (400, 415, 500)
 STATUSES = {
     400: "The request is wrong; `param` names the field.",
     401: "No API key, or one that is not known here.",
-    404: "There is no such model or path.",
+    404: "There is no such model, response or path.",
     413: "The body is larger than --max-body-mib.",
     415: "The body has a Content-Encoding.",
     429: "Too many requests wait; Retry-After says when to come back.",
@@ -49,7 +49,8 @@ ERROR_EXAMPLE = {
 
 def describe(routes: Sequence[Route]) -> Json:
     """The document. Routes whose Structs are named alike share their schema."""
-    shapes = [ErrorAnswer, *(shape for route in routes for shape in (route.body, route.answer, route.events) if shape)]
+    told = ((route.body, route.answer, route.events, route.failure) for route in routes)
+    shapes = [ErrorAnswer, *(shape for each in told for shape in each if shape)]
     refs, schemas = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")
     ref_of = {id(shape): ref for shape, ref in zip(shapes, refs, strict=True)}
     bodies = [route.body for route in routes if route.body is not None]
@@ -95,6 +96,7 @@ class _Operation:
         self._ref_of = ref_of
         self.path = re.sub(r"\{(\w+):[^{}]*\}", r"{\1}", route.path)
         self._is_open = self.path in OPEN_ROUTES
+        self._failure = route.failure or ErrorAnswer
 
     def describe(self) -> Json:
         route = self._route
@@ -139,7 +141,7 @@ class _Operation:
 
     def _event(self, shape: Shape, last: str | None) -> Json:
         """One event, as OpenAPI 3.2 has it under itemSchema, which 3.1 does not know."""
-        data: Json = {"contentMediaType": "application/json", "contentSchema": self._either(shape, ErrorAnswer)}
+        data: Json = {"contentMediaType": "application/json", "contentSchema": self._either(shape, self._failure)}
         choice = data if last is None else {"anyOf": [{"const": last}, data]}
         return {"type": "object", "properties": {"data": {"type": "string", **choice}}, "required": ["data"]}
 
@@ -147,7 +149,9 @@ class _Operation:
         return {"anyOf": [self._ref(shape) for shape in shapes]}
 
     def _error(self, text: str, has_retry: bool) -> Json:
-        media = {"schema": self._ref(ErrorAnswer), "example": ERROR_EXAMPLE}
+        media: Json = {"schema": self._ref(self._failure)}
+        if self._failure is ErrorAnswer:
+            media["example"] = ERROR_EXAMPLE
         headers = _headers("Retry-After") if has_retry else _headers()
         return {"description": text, "headers": headers, "content": {"application/json": media}}
 

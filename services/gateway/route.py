@@ -35,6 +35,8 @@ class Route:
     """The JSON of status 200; None: any object, or what `media_type` says."""
     events: Shape | None = None
     """The data of each event, for a route that can stream."""
+    failure: Shape | None = None
+    """The JSON of errors; None: OpenAI's."""
     last_event: str | None = None
     """The data of one more event that ends a stream, and is no JSON."""
     media_type: str = "application/json"

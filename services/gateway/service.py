@@ -46,7 +46,7 @@ class Gateway:
         self._pulse = Pulse(folder, "gateway", index)
         self._workers = Workers(hub, config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE)
         self._metrics = Metrics(config, folder, index, self._workers)
-        self.app = app.build(config, self._workers, self._metrics, self._traces)
+        self.app = app.build(config, self._workers, self._metrics, self._traces, folder)
         self._runner = app.runner(self.app, LAST_WORDS_S)
 
     async def run(self, should_stop: Callable[[], bool]) -> None:

@@ -11,20 +11,22 @@ import time
 from aiohttp import web
 
 from octavo.services.gateway.call import Call
+from octavo.services.gateway.manner import Manner
 from octavo.services.gateway.metrics import Metrics
-from octavo.shared.errors import RequestError, error_body
+from octavo.shared.errors import RequestError
 
 log = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 64 * 1024  # with the kernel's default an idle client holds 4 MB before it shows
 MAX_WRITE_BYTES = 32 * 1024  # below aiohttp's own limit, at which its write would wait without a timeout
 STALL_S = 30.0  # a client that takes nothing for so long is cut
-KEEPALIVE = b": keepalive\n\n"
 EVENT_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
 JSON_HEADERS = {"Content-Type": "application/json"}
 
 
-async def answer_stream(request: web.Request, call: Call, metrics: Metrics, started_s: float) -> web.StreamResponse:
+async def answer_stream(
+    request: web.Request, call: Call, metrics: Metrics, started_s: float, manner: Manner
+) -> web.StreamResponse:
     """Forward a call's chunks as they come, all that are queued in one write.
 
     Raises:
@@ -38,14 +40,15 @@ async def answer_stream(request: web.Request, call: Call, metrics: Metrics, star
     try:
         client = await _Client.prepare(request, response)
         try:
-            await client.write(chunk)
             while not call.has_ended:
+                await client.write(chunk or manner.keepalive)
                 chunk = await call.take()
-                if chunk or not call.has_ended:
-                    await client.write(chunk or KEEPALIVE)
+            await manner.finish(chunk)
+            if chunk:
+                await client.write(chunk)
         except RequestError as error:
             response.force_close()
-            await client.write(b"data: " + error_body(error) + b"\n\n")
+            await client.write(await manner.fail(error, call.num_events))
         await response.write_eof()
         if call.has_ended:
             metrics.note_end(request, call, time.monotonic() - started_s)
@@ -54,7 +57,9 @@ async def answer_stream(request: web.Request, call: Call, metrics: Metrics, star
     return response
 
 
-async def answer_whole(request: web.Request, call: Call, metrics: Metrics, started_s: float) -> web.StreamResponse:
+async def answer_whole(
+    request: web.Request, call: Call, metrics: Metrics, started_s: float, manner: Manner
+) -> web.StreamResponse:
     """Collect a call's one JSON body and send it.
 
     Raises:
@@ -64,6 +69,7 @@ async def answer_whole(request: web.Request, call: Call, metrics: Metrics, start
     while not call.has_ended:
         parts.append(await call.take())
     body = b"".join(parts)
+    await manner.finish(body)
     response = web.StreamResponse(headers=JSON_HEADERS)
     response.content_length = len(body)
     try:

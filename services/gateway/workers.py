@@ -203,6 +203,8 @@ class Workers:
             call = worker.calls.get(call_id)
             if call is None or call.num_sends != attempt:
                 continue  # cancelled meanwhile, or from before its connection was lost and the call sent again
+            if text.num_events:
+                call.num_events = text.num_events[place]
             since_s = call.deliver(chunk, choice, token_ids, num_chars, now)
             if since_s is not None:
                 self.inter_token.observe(since_s)

@@ -8,8 +8,8 @@ from octavo.shared.messages import CallId, Generate, pack
 from octavo.shared.openai import Options
 
 
-class Emitted(tuple[bytes, int, bytes, int]):
-    """A chunk for the gateway: its bytes, choice, packed token ids it comes from, characters sent so far."""
+class Emitted(tuple[bytes, int, bytes, int, int]):
+    """A chunk for the gateway: its bytes, choice, packed token ids it comes from, characters and events sent so far."""
 
 
 class Call:
@@ -39,7 +39,7 @@ class Call:
         """
         events = choice.parse(text, choice.finish_reason is not None)
         if not self._streams:
-            return Emitted((self._body(), choice.index, b"", choice.num_chars)) if self.is_finished else None
+            return Emitted((self._body(), choice.index, b"", choice.num_chars, 0)) if self.is_finished else None
         ids, logprobs = choice.take_news()
         if not (ids or text) and choice.finish_reason is None:
             return None
@@ -47,15 +47,17 @@ class Call:
         if not choice.was_opened:
             choice.was_opened = True
             chunk = self._answer.open(choice.index, choice.opening)
-        reason, usage = choice.shown_reason, self._usage() if self._tells_usage else None
-        chunk += self._answer.chunk(
-            Delta(choice.index, text, events, reason, choice.stop_reason if reason else None, ids, logprobs, usage)
-        )
-        if self.is_finished:
+        reason = usage = stop_reason = None
+        if choice.finish_reason is not None:
+            reason, stop_reason = choice.shown_reason, choice.stop_reason
+        if self._tells_usage:
+            usage = self._usage()
+        chunk += self._answer.chunk(Delta(choice.index, text, events, reason, stop_reason, ids, logprobs, usage))
+        if reason is not None and self.is_finished:
             chunk += self._answer.end(self._usage())
-        return Emitted((chunk, choice.index, pack(ids), choice.num_chars))
+        return Emitted((chunk, choice.index, pack(ids), choice.num_chars, self._answer.num_events))
 
-    def resume(self, choice: Choice, token_ids: Sequence[int], num_chars: int) -> Emitted | None:
+    def resume(self, choice: Choice, token_ids: Sequence[int], num_chars: int, num_events: int = 0) -> Emitted | None:
         """Go on where another tokenizer stopped: these tokens and so much of their text are with the client.
 
         Returns the chunk for what they give beyond that.
@@ -68,6 +70,7 @@ class Call:
             ids, logprobs = choice.take_news()
             self._answer.open(choice.index, choice.opening)
             self._answer.chunk(Delta(choice.index, sent, events, reason, choice.stop_reason, ids, logprobs))
+            self._answer.num_events = num_events
         return self.show(choice, rest) if rest else None
 
     def _body(self) -> bytes:

@@ -12,7 +12,7 @@ from octavo.services.tokenizer.parsing.parser import OutputParser
 from octavo.services.tokenizer.stop import StopScanner
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.shared.messages import Enqueue, RequestId, logprob_bytes
-from octavo.shared.openai import Options
+from octavo.shared.openai import ChatRequest, Options
 
 _UNKNOWN = struct.pack("<f", float("nan"))
 
@@ -63,6 +63,7 @@ class Choice:
         self._stops = StopScanner(options.stops, include_stop=self._includes_stop)
         self._has_stops = bool(options.stops)
         self._parser = parser
+        self._hides_reasoning = isinstance(options, ChatRequest) and options.include_reasoning is False
 
     @property
     def id(self) -> RequestId:
@@ -110,6 +111,8 @@ class Choice:
         num_before, self._num_parsed = self._num_parsed, len(self.output_ids)
         if events and all(isinstance(event, Reasoning) for event in events):
             self.num_reasoning_tokens += self._num_parsed - num_before
+        if self._hides_reasoning:
+            events = [event for event in events if not isinstance(event, Reasoning)]
         for event in events:
             match event:
                 case Content():

@@ -12,7 +12,7 @@ from octavo.services.tokenizer.call import Call, Emitted
 from octavo.services.tokenizer.choice import Choice
 from octavo.services.tokenizer.compiling import Compiling, Waiting
 from octavo.services.tokenizer.workshop import Workshop
-from octavo.shared.endpoints import read_request
+from octavo.shared.endpoints import Immediate, options_of, read_request
 from octavo.shared.errors import Internal, RequestError, Unavailable
 from octavo.shared.messages import (
     CallFailed,
@@ -32,7 +32,6 @@ from octavo.shared.messages import (
     pack,
     unpack,
 )
-from octavo.shared.openai import Options
 
 log = logging.getLogger(__name__)
 
@@ -136,25 +135,27 @@ class TokenizerCore:
     def _begin(self, gateway: int, message: Generate) -> None:
         if self.model is None:
             raise Unavailable("the model is not ready", retry_after_s=1)
-        model, options = self.model, read_request(message.endpoint, message.body)
-        if not isinstance(options, Options):
-            self._answer_at_once(gateway, message, self._workshop.answer(options, model))
+        model, wanted = self.model, read_request(message.endpoint, message.body)
+        if isinstance(wanted, Immediate):
+            self._answer_at_once(gateway, message, self._workshop.answer(wanted, model))
             return
+        options = options_of(wanted)
         prompts = self._workshop.prompts(options, model)
-        grammar, wanted = "", self._workshop.grammar(options, prompts)
-        if wanted is not None:
-            key = self._compiling.key_of(wanted[0], model, Waiting(gateway, message, wanted[1]))
+        grammar, follows = "", self._workshop.grammar(options, prompts)
+        if follows is not None:
+            key = self._compiling.key_of(follows[0], model, Waiting(gateway, message, follows[1]))
             if key is None:
                 return
             grammar = key
-        call = self._workshop.call(message, options, prompts, gateway, model, grammar)
+        call = self._workshop.call(message, wanted, options, prompts, gateway, model, grammar)
         self._forget(message.id, tell_scheduler=False)
         self._calls[message.id] = call
         for choice in call.choices:
             self._choices[choice.id] = (call, choice)
             progress = message.progress.get(choice.index)
             if progress is not None:
-                self._send(call, call.resume(choice, unpack(progress.token_ids), progress.num_chars))
+                token_ids = unpack(progress.token_ids)
+                self._send(call, call.resume(choice, token_ids, progress.num_chars, progress.num_events))
             self._enqueue(choice)
         if call.is_finished:
             self._forget(call.id, tell_scheduler=False)
@@ -231,6 +232,7 @@ class TokenizerCore:
 
 
 def _make_text(entries: list[tuple[Call, Emitted]]) -> Text:
+    num_events = [emitted[4] for _, emitted in entries]
     return Text(
         ids=[call.id for call, _ in entries],
         chunks=[emitted[0] for _, emitted in entries],
@@ -239,6 +241,7 @@ def _make_text(entries: list[tuple[Call, Emitted]]) -> Text:
         num_chars=[emitted[3] for _, emitted in entries],
         finished=_last_of_finished(entries),
         attempts=[call.attempt for call, _ in entries],
+        num_events=num_events if any(num_events) else [],
     )
 
 

@@ -68,14 +68,17 @@ class Spelling:
 
     def chat(self, tokens: Sequence[TokenLogprobs]) -> dict[str, object]:
         """In the form of chat completions."""
-        content = [
+        return {"content": self.entries(tokens), "refusal": None}
+
+    def entries(self, tokens: Sequence[TokenLogprobs]) -> list[dict[str, object]]:
+        """Each with its bytes and its alternatives, as chat completions and responses have them."""
+        return [
             {
                 **self._entry(each.token_id, each.logprob),
                 "top_logprobs": [self._entry(token_id, logprob) for token_id, logprob in each.top],
             }
             for each in tokens
         ]
-        return {"content": content, "refusal": None}
 
     def completion(self, tokens: Sequence[TokenLogprobs], offset: int) -> dict[str, object]:
         """In the form of plain completions. offset: characters of the text before these tokens."""

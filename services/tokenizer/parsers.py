@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from octavo.services.tokenizer.parsing.formats import REASONING_FORMATS, ThinkFormat
 from octavo.services.tokenizer.parsing.parser import OutputParser, make_parser, markers
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.shared.openai import ChatRequest, Options
@@ -42,14 +43,14 @@ class Parsers:
         Raises ConfigError when there is no such format.
         """
         template = "" if vocabulary is None else vocabulary.chat_template or ""
-        self._tools = _format(tool_format, template, _TOOLS_BY_MARKUP)
-        self._reasoning = _format(reasoning_format, template, _REASONING_BY_MARKUP)
-        self._is_harmony = "harmony" in (self._tools, self._reasoning)
+        self.tool_format = _format(tool_format, template, _TOOLS_BY_MARKUP)
+        self.reasoning_format = _format(reasoning_format, template, _REASONING_BY_MARKUP)
+        self._is_harmony = "harmony" in (self.tool_format, self.reasoning_format)
         special = {} if vocabulary is None else {vocabulary.pieces[id].decode(errors="replace"): id
                                                  for id in vocabulary.special_ids}  # fmt: skip
         self._special = special
-        self._shown = self._ids(markers(self._tools, self._reasoning))
-        self._shown_thinking = self._ids(markers(None, self._reasoning))
+        self._shown = self._ids(markers(self.tool_format, self.reasoning_format))
+        self._shown_thinking = self._ids(markers(None, self.reasoning_format))
 
     def make(self, options: Options, prompt: str) -> OutputParser | None:
         """For one completion behind a rendered prompt; None where all text is content."""
@@ -59,7 +60,7 @@ class Parsers:
         if isinstance(options.tool_choice, NamedTool) and tools == "json":
             named = options.tool_choice.function.name
         end = prompt.rstrip()
-        reasoning = None if end.endswith(_THOUGHT) else self._reasoning
+        reasoning = None if end.endswith(_THOUGHT) else self.reasoning_format
         if tools is None and reasoning is None:
             return None
         definitions = [msgspec.to_builtins(tool) for tool in options.tools or ()]
@@ -75,16 +76,26 @@ class Parsers:
 
     def thinks(self, prompt: str) -> bool:
         """The completion behind a rendered prompt begins with reasoning, or may, and ends it with a tag of text."""
-        has_tags = self._reasoning is not None and not self._is_harmony and _THOUGHT[0] not in self._special
+        has_tags = self.reasoning_format is not None and not self._is_harmony and _THOUGHT[0] not in self._special
         return has_tags and prompt != "" and not prompt.rstrip().endswith(_THOUGHT)
+
+    def thinking_tags(self, prompt: str) -> tuple[str, str] | None:
+        """How reasoning begins and ends in the completion behind a rendered prompt; "" for a beginning in the prompt.
+        None where it has no tags, or there is none."""
+        found = REASONING_FORMATS.get(self.reasoning_format or "")
+        end = prompt.rstrip()
+        if not isinstance(found, ThinkFormat) or not prompt or end.endswith(_THOUGHT):
+            return None
+        is_inside = end.endswith(_THINKS) or found.starts_in_reasoning
+        return "" if is_inside else found.opening, found.closing
 
     def _format_of(self, options: ChatRequest) -> str | None:
         """Of the calls that the request lets the model write."""
         if not options.tools or options.tool_choice == "none":
             return None
         if options.tool_choice in (None, "auto"):
-            return self._tools
-        return self._tools if self._is_harmony else "json"  # the grammar sees to it
+            return self.tool_format
+        return self.tool_format if self._is_harmony else "json"  # the grammar sees to it
 
     def _ids(self, texts: Sequence[str] | frozenset[str]) -> frozenset[int]:
         return frozenset(self._special[text] for text in texts if text in self._special)

@@ -46,6 +46,10 @@ class Prompter:
             _check_length(prompt.token_ids, field, model)
         return prompts
 
+    def count(self, request: ChatRequest, model: ModelInfo) -> int:
+        """Tokens of a chat's prompt, whether it fits or not. Raises InvalidRequest."""
+        return len(self._chat(request, model).token_ids)
+
     def tokenize(self, request: TokenizeRequest, model: ModelInfo) -> Tokenized:
         if request.messages is not None:
             text = self._render(

@@ -11,6 +11,7 @@ from octavo.shared.openai import ChatRequest, Options
 from octavo.shared.openai_parts import FunctionSpec, NamedTool, ResponseFormat, StructuredOutputs
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_ANY_DOCUMENT = GrammarSpec("json_schema", json_text(_ANY_OBJECT), any_whitespace=False, strict=False)
 
 
 def wanted_grammar(options: Options, thinks: bool) -> tuple[GrammarSpec, str] | None:
@@ -33,7 +34,7 @@ def _of_tools(options: Options) -> tuple[GrammarSpec, str] | None:
     choice = options.tool_choice
     if isinstance(choice, NamedTool):
         [function] = [each for each in functions if each.name == choice.function.name]
-        return GrammarSpec("json_schema", json_text(function.parameters or _ANY_OBJECT)), "tools"
+        return _of_schema(function.parameters or {"type": "object"}), "tools"
     if choice != "required":
         return None
     schema: dict[str, Any] = {
@@ -49,7 +50,7 @@ def _of_tools(options: Options) -> tuple[GrammarSpec, str] | None:
         }
         if shared:
             schema[name] = shared
-    return GrammarSpec("json_schema", json_text(schema)), "tools"
+    return _of_schema(schema), "tools"
 
 
 def _call_of(function: FunctionSpec) -> dict[str, Any]:
@@ -75,11 +76,11 @@ def _of_form(options: Options) -> tuple[GrammarSpec, str] | None:
 
 def _of_response_format(form: ResponseFormat) -> GrammarSpec:
     if form.type == "json_object":
-        return GrammarSpec("json_object")
+        return _ANY_DOCUMENT
     if form.type == "json_schema":
         assert form.json_schema is not None, "it has been checked"
         strict = form.json_schema.strict is not False
-        return GrammarSpec("json_schema", json_text(form.json_schema.schema), strict=strict)
+        return _of_schema(form.json_schema.schema, strict)
     if form.format is not None:
         return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": form.format}))
     old = {"type": "structural_tag", "structures": form.structures, "triggers": form.triggers or []}
@@ -88,8 +89,7 @@ def _of_response_format(form: ResponseFormat) -> GrammarSpec:
 
 def _of_structured_outputs(wanted: StructuredOutputs) -> GrammarSpec:
     if wanted.json is not None:
-        text = wanted.json if isinstance(wanted.json, str) else json_text(wanted.json)
-        return GrammarSpec("json_schema", text, any_whitespace=not wanted.disable_any_whitespace)
+        return _of_schema(wanted.json)
     if wanted.regex is not None:
         return GrammarSpec("regex", wanted.regex)
     if wanted.choice is not None:
@@ -104,15 +104,20 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> GrammarSpec:
     if wanted.structural_tag is not None:
         tag = wanted.structural_tag
         return GrammarSpec("structural_tag", tag if isinstance(tag, str) else json_text(tag))
-    return GrammarSpec("json_object")
+    return _ANY_DOCUMENT
+
+
+def _of_schema(schema: object, strict: bool = True) -> GrammarSpec:
+    """White space is one space behind commas and colons: where any is allowed, models lose themselves in it."""
+    text = schema if isinstance(schema, str) else json_text(schema)
+    return GrammarSpec("json_schema", text, any_whitespace=False, strict=strict)
 
 
 def _behind_reasoning(spec: GrammarSpec) -> GrammarSpec:
     """Any text up to the end of reasoning, then what the grammar allows; or that at once."""
     form: Mapping[str, Any]
-    if spec.kind in ("json_schema", "json_object"):
-        schema = msgspec.json.decode(spec.value) if spec.value else _ANY_OBJECT
-        form = {"type": "json_schema", "json_schema": schema}
+    if spec.kind == "json_schema":
+        form = {"type": "json_schema", "json_schema": msgspec.json.decode(spec.value)}
     elif spec.kind == "regex":
         form = {"type": "regex", "pattern": spec.value}
     elif spec.kind == "ebnf":

@@ -13,13 +13,16 @@ from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.prompts import Prompt, Prompter
 from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
 from octavo.services.tokenizer.wanted_grammar import wanted_grammar
+from octavo.shared.anthropic import CountTokensRequest, TokenCount
 from octavo.shared.config import Config
+from octavo.shared.endpoints import Completing, Immediate
 from octavo.shared.grammar import GrammarSpec
 from octavo.shared.messages import Enqueue, Generate, ModelInfo, pack, request_id
 from octavo.shared.model_files import ModelFiles, locate, read_config, read_generation_config
-from octavo.shared.openai import Options
+from octavo.shared.openai import ChatRequest, Options
 from octavo.shared.prefix_hash import hash_blocks, root_hash
-from octavo.shared.tokenization import DetokenizeRequest, TokenizeRequest
+from octavo.shared.sampling import SamplingParams
+from octavo.shared.tokenization import TokenizeRequest
 
 
 class Workshop:
@@ -47,9 +50,19 @@ class Workshop:
         return wanted_grammar(options, self._parsers.thinks(prompts[0].rendered))
 
     def call(
-        self, message: Generate, options: Options, prompts: list[Prompt], gateway: int, model: ModelInfo, grammar: str
+        self,
+        message: Generate,
+        wanted: Completing,
+        options: Options,
+        prompts: list[Prompt],
+        gateway: int,
+        model: ModelInfo,
+        grammar: str,
     ) -> Call:
-        """grammar: the key of a compiled one, if its completions must follow one. Raises InvalidRequest."""
+        """Make a call. Raises InvalidRequest.
+
+        options: what `wanted` asks for; grammar: the key of a compiled one, if its completions must follow one.
+        """
         copies, choices, salt = options.num_copies, [], _salt(message, options)
         for place, prompt in enumerate(prompts):
             packed = pack(prompt.token_ids)
@@ -57,6 +70,7 @@ class Workshop:
             for copy in range(copies):
                 index = place * copies + copy
                 params = self._params.make(options, message.id, copy, len(prompt.token_ids), model, grammar)
+                params = self._with_budget(params, options, prompt)
                 request = Enqueue(request_id(message.id, index), packed, params, hashes, priority=options.priority or 0)
                 choice = Choice(
                     index, request, prompt.token_ids, self.vocabulary, options,
@@ -65,12 +79,23 @@ class Workshop:
                 choice.prompt_text = prompt.echo
                 choices.append(choice)
         spelling = Spelling(self.vocabulary, bool(options.return_tokens_as_token_ids))
-        return Call(message, options, gateway, choices, make_answer(message, options, spelling))
+        return Call(message, options, gateway, choices, make_answer(message, wanted, spelling))
 
-    def answer(self, request: TokenizeRequest | DetokenizeRequest, model: ModelInfo) -> bytes:
+    def _with_budget(self, params: SamplingParams, options: Options, prompt: Prompt) -> SamplingParams:
+        """With the budget of its reasoning, if it has one."""
+        budget = options.thinking_token_budget if isinstance(options, ChatRequest) else None
+        tags = self._parsers.thinking_tags(prompt.rendered)
+        if budget is None or tags is None or self.vocabulary is None:
+            return params
+        begin, end = (pack(self.vocabulary.encode(tag, add_special_tokens=False)) for tag in tags)
+        return msgspec.structs.replace(params, thinking_budget=budget, thinking_begin=begin, thinking_end=end)
+
+    def answer(self, request: Immediate, model: ModelInfo) -> bytes:
         """The body for a request that needs no completion. Raises InvalidRequest."""
         if isinstance(request, TokenizeRequest):
             return msgspec.json.encode(self._prompter.tokenize(request, model))
+        if isinstance(request, CountTokensRequest):
+            return msgspec.json.encode(TokenCount(self._prompter.count(request.to_chat(), model)))
         return msgspec.json.encode(self._prompter.detokenize(request, model))
 
 

@@ -74,6 +74,26 @@ def test_bad_words_are_never_said(pipeline: Pipeline) -> None:
     assert plain[0] not in without
 
 
+@pytest.mark.parametrize(("begin", "budget"), [([], 6), ([7], 6)])
+def test_reasoning_ends_when_its_budget_is_spent(pipeline: Pipeline, begin: list[int], budget: int) -> None:
+    """Two tokens end it; where it has begun with a token of its own, or within it from the start."""
+    fields = {"thinking_budget": budget, "thinking_begin": pack(begin), "thinking_end": pack([20, 21])}
+    first = {7: 100.0} if begin else {}
+    [plain] = pipeline.generate([PROMPT], SamplingParams(12, seed=5, biases=first))
+    [bounded] = pipeline.generate([PROMPT], SamplingParams(12, seed=5, biases=first, **fields))
+    assert bounded[:budget] == plain[:budget]
+    assert bounded[budget : budget + 2] == [20, 21]
+
+
+def test_an_answer_without_reasoning_has_no_budget(pipeline: Pipeline) -> None:
+    [plain] = pipeline.generate([PROMPT], SamplingParams(12, seed=5))
+    begin = pack([(plain[0] + 1) % VOCAB])
+    fields = {"thinking_budget": 3, "thinking_begin": begin, "thinking_end": pack([20])}
+    assert pipeline.generate([PROMPT], SamplingParams(12, seed=5, **fields)) == [plain]
+    ended = {"thinking_budget": 6, "thinking_end": pack(plain[2:4])}
+    assert pipeline.generate([PROMPT], SamplingParams(12, seed=5, **ended)) == [plain], "it has ended by itself"
+
+
 def test_preemption_changes_nothing_of_it(tmp_path: Path) -> None:
     prompts = [[slot + 1] * 20 for slot in range(4)]
     calm, pressed = Pipeline(tiny_engine(tmp_path, 40)), Pipeline(tiny_engine(tmp_path, 8))

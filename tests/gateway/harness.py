@@ -32,12 +32,15 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    folder: Path, api_key: str | None = None, client_tls: ssl.SSLContext | bool = True, **settings: Any
+    folder: Path, api_key: str | None = None, client_tls: ssl.SSLContext | bool = True, index: int = 0, **settings: Any
 ) -> AsyncIterator[Running]:
-    """Serve until the end of the block; the settings are those of Config."""
+    """Serve until the end of the block; the settings are those of Config.
+
+    index: which gateway of those in the folder it is.
+    """
     keys = None if api_key is None else api_key.split(",")
     config = Config(**{"port": 0, "served_model_name": [MODEL], "api_key": keys, **settings})
-    gateway = Gateway(config, folder)
+    gateway = Gateway(config, folder, index)
     stopping = asyncio.Event()
     address = await gateway.start()
     loop = asyncio.create_task(gateway.run(stopping.is_set))

@@ -218,7 +218,8 @@ def test_the_dashboard_asks_only_for_what_there_is(tmp_path: Path) -> None:
                 tokenizer.stats = Stats()
                 await until_ready(server.client)
                 Pulse(tmp_path, "scheduler").beat(True, num_steps=1, delay_s=0.1)
-                return await scrape(server, "num_requests_running")
+                await scrape(server, "num_requests_running")
+                return await scrape(server, "http_requests_total")
 
     dashboard = json.loads(DASHBOARD.read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
@@ -237,7 +238,8 @@ def test_every_metric_is_explained(tmp_path: Path) -> None:
             with FakeTokenizer(tmp_path) as tokenizer:
                 tokenizer.stats = Stats()
                 Pulse(tmp_path, "scheduler").beat(True, num_steps=1, delay_s=0.1)
-                return await scrape(server, "num_requests_running")
+                await scrape(server, "num_requests_running")
+                return await scrape(server, "http_requests_total")
 
     explained = set(re.findall(r"`((?:vllm|octavo):\w+)`", METRICS_PAGE.read_text()))
     shown = {re.sub("_(bucket|count|sum)$", "", name) for name in asyncio.run(scenario()).names}

@@ -13,9 +13,12 @@ from typing import Any, Literal
 import jsonschema
 import pytest
 from aiohttp import web
-from octavo.services.tokenizer.response import Finished, Response, Usage
 from openapi_spec_validator import validate
 from tests.gateway.harness import CHAT_BODY, MODEL, running, until_ready
+from tests.tokenizer.dialect_streams import CALLED, THOUGHT, message, streamed, whole
+from tests.tokenizer.test_answers import make_chat, make_plain
+from tests.tokenizer.test_anthropic_answer import FIELDS as MESSAGE
+from tests.tokenizer.test_responses_answer import FIELDS as RESPONSE
 from tests.tools.document import Document
 from tests.tools.fake_tokenizer import FakeTokenizer
 from tests.tools.malformed import malformed_bodies
@@ -24,20 +27,26 @@ from octavo.services.gateway import app
 from octavo.services.gateway.auth import OPEN_ROUTES
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.workers import Workers
+from octavo.services.tokenizer.answers.common import Delta, Finished, Opening, ToolCall, Usage
+from octavo.services.tokenizer.logprobs import TokenLogprobs
+from octavo.services.tokenizer.parsing.events import Content, Reasoning, ToolArguments, ToolBegin
 from octavo.shared.config import Config
+from octavo.shared.endpoints import BODIES, read_request
 from octavo.shared.errors import RequestError
 from octavo.shared.messages import TO_GATEWAY
-from octavo.shared.openai import read_request
 from octavo.shared.transport import Hub, gateway_endpoint, new_context
 
 ENDPOINT = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+OTHERS = {"/v1/responses": "responses", "/v1/messages": "messages", "/v1/messages/count_tokens": "count_tokens"}
 
 
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory) -> web.Application:
     context = new_context()
-    hub: Hub[TO_GATEWAY] = Hub(context, gateway_endpoint(tmp_path_factory.mktemp("gateway"), 0), TO_GATEWAY)
-    built = app.build(Config(), Workers(hub, 1), Metrics("m", lambda: None, lambda: 0))
+    folder = tmp_path_factory.mktemp("gateway")
+    hub: Hub[TO_GATEWAY] = Hub(context, gateway_endpoint(folder, 0), TO_GATEWAY)
+    workers = Workers(hub, 1)
+    built = app.build(Config(), workers, Metrics(Config(), folder, 0, workers), None, folder)
     hub.close()
     context.term()
     return built
@@ -89,7 +98,7 @@ def test_only_the_health_checks_need_no_key(document: Document) -> None:
 
 def test_every_field_of_a_request_has_a_meaning(document: Document) -> None:
     schemas = document.document["components"]["schemas"]
-    seen, left = set(), ["ChatRequest", "CompletionRequest"]
+    seen, left = set(), [body.__name__ for body in BODIES.values()]
     while left:
         name = left.pop()
         seen.add(name)
@@ -100,7 +109,7 @@ def test_every_field_of_a_request_has_a_meaning(document: Document) -> None:
 
 
 def test_an_example_is_what_its_schema_says_and_is_taken(document: Document) -> None:
-    for path, endpoint in ENDPOINT.items():
+    for path, endpoint in (ENDPOINT | OTHERS).items():
         media = document.document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         document.check(media["schema"], media["example"])
         read_request(endpoint, json.dumps(media["example"]).encode())
@@ -144,12 +153,12 @@ def test_answers_and_errors_of_every_route_are_as_described(tmp_path: Path, docu
                 gets = [path for path, methods in paths.items() if "get" in methods]
                 assert len(gets) >= 9
                 for path in gets:
-                    await check("GET", path, 200)
+                    await check("GET", path, 404 if "{id}" in path else 200)
                     await check("GET", path, 415, **{"Content-Encoding": "gzip"})
                     if path not in OPEN_ROUTES:
                         await check("GET", path, 401, **{"X-Api-Key": "wrong"})
                 await check("GET", "/v1/models/{name}", 404)
-                for path in ENDPOINT:
+                for path in ENDPOINT | OTHERS:
                     await check("POST", path, 400, b'{"temperature": 9}')
                     await check("POST", path, 413, b"a" * 5 * 2**20)
 
@@ -162,12 +171,36 @@ def test_what_the_tokenizer_writes_is_as_described(
     document: Document, kind: Literal["chat", "completion"], ids: list[int] | None
 ) -> None:
     path = {endpoint: path for path, endpoint in ENDPOINT.items()}[kind]
-    response, usage = Response(kind, "id-1", 1_700_000_000, MODEL), Usage(1, 2, 3)
-    whole = response.body([Finished(0, "Hi", "stop", ids), Finished(1, "", "length", ids)], usage, ids and [ids, ids])
-    document.check_answer("POST", path, 200, "application/json", whole)
-    stream = [response.first_chunk(0, ids), response.chunk(0, "Hi", None, ids), response.chunk(0, "", "length", ids)]
-    stream += [response.usage_chunk(usage), b"data: [DONE]\n\n"]
+    fields: dict[str, Any] = {"return_token_ids": bool(ids), "stream_options": {"include_usage": True}, "stream": True}
+    answer = make_chat(**fields) if kind == "chat" else make_plain(**fields)
+    usage, known = Usage(1, 2, 3, {"reasoning_tokens": 1}), [TokenLogprobs(5, -1.0, [(6, -0.5)], 2)]
+    opening = Opening(ids or [1], prompt_logprobs=known)
+    first = Finished(0, opening, "Hi", "hm", [ToolCall("f", "{}")], "tool_calls", None, ids or [], known)
+    second = Finished(1, opening, "", "", [], "length", None, ids or [], None)
+    document.check_answer("POST", path, 200, "application/json", answer.body([first, second], usage))
+    events = [Reasoning("hm"), Content("Hi"), ToolBegin(0, "f"), ToolArguments(0, "{}")]
+    stream = [
+        answer.open(0, opening),
+        answer.chunk(Delta(0, "Hi", None, None, None, ids or [], known)),
+        answer.chunk(Delta(0, "x", events, "stop", "END", ids or [], None, usage)),
+        answer.end(usage),
+    ]
     document.check_answer("POST", path, 200, "text/event-stream", b"".join(stream))
+
+
+TEXT = THOUGHT + "Yes." + CALLED
+
+
+@pytest.mark.parametrize(("path", "fields"), [("/v1/responses", RESPONSE), ("/v1/messages", MESSAGE)])
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_what_the_tokenizer_writes_in_other_words_is_as_described(
+    document: Document, path: str, fields: dict[str, Any], reason: str
+) -> None:
+    told = streamed(message(OTHERS[path], **fields), TEXT, reason=reason)
+    stream = b"".join(chunk for text in told for chunk in text.chunks)
+    document.check_answer("POST", path, 200, "text/event-stream", stream)
+    body = json.dumps(whole(message(OTHERS[path], **fields | {"stream": False}), TEXT, reason)).encode()
+    document.check_answer("POST", path, 200, "application/json", body)
 
 
 class _Page(HTMLParser):

@@ -9,7 +9,8 @@ import pytest
 from tests.gateway.harness import CHAT_BODY, MODEL, read_until, running, until, until_ready
 from tests.tools.fake_tokenizer import DONE, FakeTokenizer, nothing, text
 
-from octavo.services.gateway.stream import KEEPALIVE, STALL_S
+from octavo.services.gateway.manner import OPENAI
+from octavo.services.gateway.stream import STALL_S
 from octavo.shared.errors import Overloaded
 from octavo.shared.messages import TO_GATEWAY, CallFailed, Generate, Text
 
@@ -166,7 +167,10 @@ def test_a_stream_that_is_silent_gets_a_comment_that_keeps_it_alive(tmp_path: Pa
                 body = CHAT_BODY | {"stream": True}
                 response = await server.client.post("/v1/chat/completions", json=body, timeout=None)
                 async with asyncio.timeout(20):
-                    assert await response.content.readexactly(9 + len(KEEPALIVE)) == b"data: 1\n\n" + KEEPALIVE
+                    assert (
+                        await response.content.readexactly(9 + len(OPENAI.keepalive))
+                        == b"data: 1\n\n" + OPENAI.keepalive
+                    )
                 response.close()
 
     asyncio.run(scenario())

@@ -91,7 +91,7 @@ def test_each_request_is_a_span_in_the_trace_of_its_client(tmp_path: Path, colle
                 options = {"temperature": 0.5, "max_completion_tokens": 9, "top_p": 0.75}
                 assert await ask(server, parent, stream=True, **options) == 200
                 assert await ask(server, {}) == 200
-                assert await ask(server, {}, n=99) == 400
+                assert await ask(server, {}, n=999) == 400
                 await until(lambda: len(collector.spans) == 3)
 
     asyncio.run(scenario())

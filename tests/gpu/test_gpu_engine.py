@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from octavo.services.executor.load import load_engine
 from octavo.shared.config import Config
+from octavo.shared.messages import NewRequest, Step, pack
 from octavo.shared.process import Stopwatch
 from octavo.shared.sampling import SamplingParams
 
@@ -132,7 +133,43 @@ def test_random_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
         {"temperature": 1.2, "min_p": 0.05, "top_p": 0.8, "logprobs": 5},
         {"temperature": 0.7, "repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.2},
         {"temperature": 0.0, "frequency_penalty": 0.5},
+        {"temperature": 0.8, "biases": {5: 3.0, 9: -100.0}},
+        {"temperature": 0.8, "allowed_token_ids": pack(range(0, 1000, 3)), "frequency_penalty": 0.5},
+        {"temperature": 0.0, "bad_words": (pack([1]), pack([2, 3]), pack([4, 5, 6]))},
+        {"temperature": 0.8, "min_tokens": 20, "stop_token_ids": tuple(range(0, 1000, 2))},
+        {"temperature": 0.8, "thinking_budget": 7, "thinking_end": pack([11, 12]), "logprobs": 3},
     ):
         params = SamplingParams(max_tokens=40, seed=11, **changes)
         on_gpu, on_cpu = (pipeline.generate(prompts, params) for pipeline in pipelines)
         assert on_gpu == on_cpu, changes
+
+
+def test_logprobs_of_prompts_and_of_edited_tokens_are_those_of_the_cpu(tmp_path: Path) -> None:
+    """One request in chunks of 100 and 50 tokens beside one that decodes."""
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**COMMON)).float().save_pretrained(tmp_path)
+    prompt, num_top = [(7 * place) % 1000 for place in range(150)], 4
+    params = SamplingParams(5, temperature=0.0, prompt_logprobs=num_top, logprobs=num_top, biases={3: 100.0})
+    told = []
+    for device, block_size in (("cuda", 64), ("cpu", 16)):
+        engine = load_engine(
+            Config(model=str(tmp_path), device=device, dtype="float32", max_num_seqs=8, max_num_batched_tokens=256,
+                   num_kv_blocks=128, max_model_len=512), Stopwatch())  # fmt: skip
+        blocks = [pack(range(first, first + 256 // block_size)) for first in (0, 64)]
+        new = NewRequest(1, pack(prompt), 0, blocks[0], params, len(prompt))
+        beside = NewRequest(2, pack(prompt[:20]), 0, blocks[1], SamplingParams(9, temperature=0.0), 20)
+        results = [
+            engine.launch(Step(1, 1, new=[beside], chunk_slots=pack([2]), chunk_lengths=pack([20]))),
+            engine.launch(Step(1, 2, new=[new], chunk_slots=pack([1]), chunk_lengths=pack([100]))),
+        ]
+        results = [each.result() for each in results]
+        results += [engine.launch(Step(1, 3, chunk_slots=pack([1]), chunk_lengths=pack([50]))).result()]
+        results += [engine.launch(Step(1, 4)).result()]
+        told.append([record for each in results for record in (each.prompt_logprobs.get(1), each.logprobs.get(1))])
+    size = 4 + 4 + 8 * num_top
+    assert [len(each or b"") for each in told[0]] == [0, 0, 100 * size, 0, 49 * size, size - 4, 0, size - 4]
+    for on_gpu, on_cpu in zip(*told, strict=True):
+        words = [torch.frombuffer(bytearray(each or bytes(4)), dtype=torch.int32) for each in (on_gpu, on_cpu)]
+        numbers = [each.view(torch.float32) for each in words]
+        # Ids and ranks are whole numbers: as floats they are next to nothing, unless they differ.
+        assert torch.allclose(numbers[0], numbers[1], atol=1e-3)

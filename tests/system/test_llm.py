@@ -88,7 +88,7 @@ def test_conversations_are_answered_one_or_many(llm: LLM) -> None:
 
     assert tokens(one) == tokens(several[0]) == expected_tokens(one.prompt_token_ids, 5, DEFAULT_VOCAB)
     assert tokens(several[1]) == expected_tokens(several[1].prompt_token_ids, 6, DEFAULT_VOCAB)
-    assert one.outputs[0].message == {"role": "assistant", "content": one.outputs[0].text}
+    assert one.outputs[0].message == {"role": "assistant", "content": one.outputs[0].text, "refusal": None}
 
 
 def test_errors_name_the_prompt_and_leave_the_engine_usable(llm: LLM) -> None:

@@ -18,7 +18,7 @@ from tests.tools.server import Server, running
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
 TIMEOUT_S = 120.0
-KEY = "a key"
+KEY = "sk-terminal"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.services.tokenizer.compiling import Compiling
 from octavo.services.tokenizer.core import TokenizerCore
+from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.services.tokenizer.workshop import Workshop
 from octavo.shared.messages import (
@@ -32,7 +33,7 @@ MAX_LEN = 256
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
-def make_vocabulary() -> Vocabulary:
+def make_vocabulary(template: str = TEMPLATE) -> Vocabulary:
     """All bytes, a few longer tokens, and <|end|>, which ends a completion."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [("Ġ", "a"), ("a", "b"), ("Ã", "©"), ("ð", "Ł")]
@@ -41,7 +42,7 @@ def make_vocabulary() -> Vocabulary:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
-    return Vocabulary(tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
+    return Vocabulary(tokenizer, eos_token="<|end|>", chat_template=template)
 
 
 VOCABULARY = make_vocabulary()
@@ -68,8 +69,11 @@ def chat(**fields: object) -> Generate:
 class Pipeline:
     """A core with the gateway on one side and the scheduler on the other; keeps all that it says."""
 
-    def __init__(self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True) -> None:
-        self.core = TokenizerCore(Workshop(vocabulary, frozenset([END])), Compiling(Path("nowhere"), vocabulary))
+    def __init__(
+        self, vocabulary: Vocabulary | None = VOCABULARY, is_ready: bool = True, parsers: Parsers | None = None
+    ) -> None:
+        workshop = Workshop(vocabulary, frozenset([END]), parsers=parsers)
+        self.core = TokenizerCore(workshop, Compiling(Path("nowhere"), vocabulary))
         self.texts: list[Text] = []
         self.failures: list[CallFailed] = []
         self.enqueued: list[Enqueue] = []

@@ -69,7 +69,7 @@ def test_a_resumed_choice_keeps_its_tokens_to_itself() -> None:
     [choice] = call.choices
     assert call.resume(choice, encode("one "), 4) is None
     emitted = call.show(choice, choice.feed(encode("two"), None))
-    assert emitted is not None and emitted[2:] == (pack(encode("two")), 7)
+    assert emitted is not None and emitted[2:] == (pack(encode("two")), 7, 0)
     assert b'"text":"two"' in emitted[0]
     assert choice.output_ids.tolist() == encode("one two")
 
@@ -95,8 +95,8 @@ def test_the_role_is_said_with_the_first_text_and_the_prompt_if_it_was_asked_for
     assert first is not None and second is not None
     assert b'"role":"assistant"' in first[0] and b'"prompt_token_ids":[1,2]' in first[0]
     assert b"role" not in second[0] and b"prompt_token_ids" not in second[0]
-    assert first[1:] == (0, pack(encode("a")), 1)
-    assert second[1:] == (0, pack(encode("b")), 2)
+    assert first[1:] == (0, pack(encode("a")), 1, 0)
+    assert second[1:] == (0, pack(encode("b")), 2, 0)
 
 
 def test_nothing_is_said_while_there_is_no_token() -> None:

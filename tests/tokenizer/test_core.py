@@ -8,6 +8,7 @@ from tests.tokenizer.core_harness import (
     CALL,
     END,
     MODEL,
+    TEMPLATE,
     Pipeline,
     Read,
     chat,
@@ -15,6 +16,7 @@ from tests.tokenizer.core_harness import (
     encode,
     events,
     journal,
+    make_vocabulary,
     output_ids,
 )
 
@@ -285,6 +287,48 @@ def test_a_call_that_changes_tokenizers_anywhere_reads_as_if_it_had_not(
         assert vars(both) == vars(whole)
         assert both.roles == (["assistant"] if is_chat else [])
     assert events(passed_on + second.chunks)[-1] == events(undisturbed.chunks)[-1]
+
+
+CALL_OF_A_TOOL = '<tool_call>{"name": "f", "arguments": {"a": [1, "</tool_call>"]}}</tool_call>'
+_PARTS = st.sampled_from(["<think>", "hm", "</think>", "\n", "é", CALL_OF_A_TOOL, CALL_OF_A_TOOL[:30], "<tool"])
+
+
+@settings(deadline=None, max_examples=150)  # the machine may be busy
+@given(parts=st.lists(_PARTS, min_size=1, max_size=5), logprobs=st.booleans(), data=st.data())
+def test_reasoning_and_calls_are_the_same_whoever_goes_on(
+    parts: list[str], logprobs: bool, data: st.DataObject
+) -> None:
+    vocabulary = make_vocabulary(TEMPLATE + "{# <tool_call> <think> #}")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    message = chat(tools=tools, logprobs=logprobs, return_token_ids=True)
+    completion = [*encode("".join(parts)), END]
+    undisturbed = Pipeline(vocabulary)
+    undisturbed.send(message)
+    _speak(undisturbed, [completion], [0] * len(completion))
+    cut = data.draw(st.integers(0, len(undisturbed.chunks)))
+    passed_on = undisturbed.chunks[:cut]
+
+    second = Pipeline(vocabulary)
+    resumed = msgspec.structs.replace(message, progress=journal(passed_on))
+    _resume(second, resumed, [completion], data.draw(st.integers(1, 8)), data.draw(st.integers(0, 3)))
+
+    assert _read(passed_on + second.chunks) == _read(undisturbed.chunks)
+
+
+def _read(chunks: list[tuple[bytes, int, bytes, int]]) -> dict[str, str]:
+    """What a client puts together: reasoning, content, calls and the end."""
+    read: dict[str, str] = {}
+    for event in events(chunks):
+        [choice] = event["choices"]  # type: ignore[misc]  # parsed JSON
+        for name in ("reasoning", "content"):
+            read[name] = read.get(name, "") + (choice["delta"].get(name) or "")
+        for call in choice["delta"].get("tool_calls", ()):
+            for name in ("name", "arguments"):
+                place = f"{name} {call['index']}"
+                read[place] = read.get(place, "") + call["function"].get(name, "")
+        if choice["finish_reason"]:
+            read["end"] = read.get("end", "") + choice["finish_reason"]
+    return read
 
 
 def _speak(pipeline: Pipeline, completions: list[list[int]], turns: list[int]) -> None:

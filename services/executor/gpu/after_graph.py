@@ -72,10 +72,14 @@ class _Memory:
     """Memory of a tensor, without its life."""
 
     def __init__(self, tensor: Tensor) -> None:
-        assert tensor.is_contiguous()
-        kind = {2: "<i2", 4: "<i4"}[tensor.element_size()]
-        place = (tensor.data_ptr(), False)
-        self.__cuda_array_interface__ = {"shape": tuple(tensor.shape), "typestr": kind, "data": place, "version": 3}
+        size = tensor.element_size()
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * stride for stride in tensor.stride()),
+            "typestr": {2: "<i2", 4: "<i4"}[size],
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
 
 
 def what_is_left(tensor: Tensor) -> Tensor:

@@ -8,9 +8,13 @@ from octavo.services.tokenizer.logprobs import Spelling
 from octavo.services.tokenizer.parsing.events import Content, Event, Reasoning, ToolBegin
 from octavo.shared.openai import ChatRequest
 
+_PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 class ChatAnswer:
     """See `common.Answer`."""
+
+    num_events = 0
 
     def __init__(self, id: str, created_s: int, model: str, options: ChatRequest, spelling: Spelling) -> None:
         self._id = id
@@ -28,6 +32,9 @@ class ChatAnswer:
         return first + self._event(index, _content(opening.echo), Delta(index, ""))
 
     def chunk(self, delta: Delta) -> bytes:
+        if delta.is_plain and not self._shows_ids:  # most of all
+            content = _content(delta.text) if delta.text else b"{}"
+            return self._choice_head + b"%d" % delta.index + b',"delta":' + content + _PLAIN_TAIL
         ids = b',"token_ids":' + encode(list(delta.token_ids)) if self._shows_ids else b""
         if delta.events is None:
             return self._event(delta.index, _content(delta.text) if delta.text else b"{}", delta, ids)

@@ -29,7 +29,7 @@ class ToolCall(msgspec.Struct):
     arguments: str = ""
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What a choice has to tell: new text and what it means, and its end."""
 
     index: int
@@ -42,6 +42,11 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: Sequence[TokenLogprobs] | None = None
     usage: Usage | None = None
     """Of the call so far, if the client wants that all along."""
+
+    @property
+    def is_plain(self) -> bool:
+        """There is text, or not even that, and nothing else."""
+        return self.finish_reason is None and self.logprobs is None and self.usage is None and self.events is None
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -69,7 +74,14 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Answer(Protocol):
-    """Turns what choices tell into the bytes of one endpoint. Belongs to one call."""
+    """Turns what choices tell into the bytes of one endpoint. Belongs to one call.
+
+    What it is in after `open` and chunks must follow from their events alone, put together: another process may have
+    got them in other portions.
+    """
+
+    num_events: int
+    """How many it has made, where they are numbered; else 0."""
 
     def open(self, index: int, opening: Opening) -> bytes:
         """Events that begin a choice; may be empty."""

@@ -4,9 +4,13 @@ from octavo.services.tokenizer.answers.common import DONE, Delta, Finished, Open
 from octavo.services.tokenizer.logprobs import Spelling, TokenLogprobs
 from octavo.shared.openai import Options
 
+_PLAIN_TAIL = b',"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 class CompletionAnswer:
     """See `common.Answer`."""
+
+    num_events = 0
 
     def __init__(self, id: str, created_s: int, model: str, options: Options, spelling: Spelling) -> None:
         self._head = {"id": id, "object": "text_completion", "created": created_s, "model": model}
@@ -26,6 +30,8 @@ class CompletionAnswer:
         return b"data: " + encode({**self._head, "choices": [fields]}) + b"\n\n"
 
     def chunk(self, delta: Delta) -> bytes:
+        if delta.is_plain and not self._shows_ids:  # most of all
+            return self._chunk_head + b"%d" % delta.index + b',"text":' + encode(delta.text) + _PLAIN_TAIL
         reason = b"null" if delta.finish_reason is None else encode(delta.finish_reason)
         logprobs = b"null"
         if delta.logprobs is not None:
