@@ -185,6 +185,33 @@ def test_what_the_server_adds_goes_through_extra_body(client: Any, model: str) -
     assert answer.choices[0].token_ids
 
 
+def test_responses(client: Any, model: str) -> None:
+    wanted = {"model": model, "input": "What is the capital of Japan?", "temperature": 0, "max_output_tokens": 24}
+    first = client.responses.create(**wanted)
+    assert "Tokyo" in first.output_text and first.status == "completed"
+    with client.responses.stream(**wanted) as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_response().output_text == first.output_text
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    second = client.responses.create(**(wanted | {"input": "And of France?"}), previous_response_id=first.id)
+    assert "Paris" in second.output_text
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+
+
+def test_responses_parse_and_call_tools(client: Any, model: str) -> None:
+    parsed = client.responses.parse(
+        model=model, input="Tell me about Anna, who is 31 years old and happy, as JSON.", text_format=Person,
+        temperature=0, max_output_tokens=200,
+    )  # fmt: skip
+    assert (parsed.output_parsed.name, parsed.output_parsed.age) == ("Anna", 31)
+    called = client.responses.create(
+        model=model, input=PARIS, tools=[{"type": "function", **WEATHER["function"]}], tool_choice="required",
+        temperature=0, max_output_tokens=100,
+    )  # fmt: skip
+    [call] = [item for item in called.output if item.type == "function_call"]
+    assert call.name == "get_weather" and "Paris" in json.loads(call.arguments)["city"]
+
+
 def test_models(client: Any, model: str) -> None:
     assert [each.id for each in client.models.list()] == [model]
     assert client.models.retrieve(model).id == model
