@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import pytest
 
-langchain_openai = pytest.importorskip("langchain_openai", reason="needs langchain-openai: pip install langchain-openai")
+langchain_openai = pytest.importorskip(
+    "langchain_openai", reason="needs langchain-openai: pip install langchain-openai"
+)
 pydantic = pytest.importorskip("pydantic", reason="needs pydantic: pip install pydantic")
 
 pytestmark = pytest.mark.clients
