@@ -11,6 +11,8 @@ from octavo.services.tokenizer.json_schema import find_unsupported
 from octavo.shared.grammar import MAX_CHOICES, GrammarSpec, GrammarVocabulary, load_xgrammar, tokenizer_info
 
 MAX_THREADS = 4
+WARM_LENGTHS = (32, 64, 128, 255)
+"""Of strings; beyond the last xgrammar counts otherwise."""
 TRY_TOKENS = 48
 TRY_S = 0.25
 """Of CPU time for these tokens: an executor that steps for all waits for every one."""
@@ -27,29 +29,43 @@ class Unfit(Exception):
 
 
 class Tokens:
-    """What is made of a vocabulary once, for all grammars."""
+    """What is made of a vocabulary once, for all grammars.
+
+    compiler: remembers the rules that it has compiled, which forks inherit.
+    """
 
     def __init__(self, vocabulary: GrammarVocabulary) -> None:
         import torch
 
-        self.info = tokenizer_info(vocabulary)
+        xgrammar = load_xgrammar()
+        num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
+        self.compiler = xgrammar.GrammarCompiler(tokenizer_info(vocabulary), max_threads=num_threads)
+        self._cold = list(WARM_LENGTHS)
         self.lengths = torch.tensor([len(piece) for piece in vocabulary.pieces])
         self.bits = torch.arange(32, dtype=torch.int32)
-        self.mask = load_xgrammar().allocate_token_bitmask(1, vocabulary.width)
+        self.mask = xgrammar.allocate_token_bitmask(1, vocabulary.width)
+
+    @property
+    def is_cold(self) -> bool:
+        return bool(self._cold)
+
+    def warm_up(self) -> None:
+        """Compile a part of the rules that many grammars have and that take long: seconds on a slow core in all.
+
+        No shorter string takes anything after that, and a longer one a third.
+        """
+        self.compiler.compile_json_schema(f'{{"type":"string","maxLength":{self._cold.pop(0)}}}')
 
 
 def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
     """The compiled grammar as xgrammar serializes it. Raises Unfit, and MemoryError."""
-    xgrammar = load_xgrammar()
-    num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-    compiler = xgrammar.GrammarCompiler(tokens.info, max_threads=num_threads, cache_enabled=False)
     warnings = _catch_standard_error()
     try:
-        compiled = _compile(spec, compiler)
+        compiled = _compile(spec, tokens.compiler)
         for warning in _WARNING.findall(_read(warnings)):
             if not warning.startswith(_HARMLESS):
                 raise Unfit(warning)
-        _try_out(xgrammar.GrammarMatcher(compiled), tokens)
+        _try_out(load_xgrammar().GrammarMatcher(compiled), tokens)
         return compiled.serialize_json().encode()  # type: ignore[no-any-return]
     except RuntimeError as error:
         message = str(error)

@@ -1,7 +1,8 @@
 """`python -m octavo.services.tokenizer.grammar_worker`: compiles grammars where they can harm nobody.
 
-Its main loop never compiles: it loads xgrammar and the vocabulary once, then forks for each grammar. A fork costs
-milliseconds, starts with all that is loaded, and can be limited, killed or crash by itself.
+Its main loop compiles no grammar of a request: it loads xgrammar and the vocabulary once, then forks for each grammar.
+A fork costs milliseconds, starts with all that is loaded, and can be limited, killed or crash by itself. When there is
+nothing to do, the loop compiles some rules that most grammars have, so that forks start with them too.
 
 Grammars that take long must not hold up the others: each gets QUICK_S in one of a few quick lanes. One that needs more
 is ended and begun anew in a slow lane, with its whole time, when it is its turn there.
@@ -99,7 +100,11 @@ class _Worker:
         deadlines = [lane.deadline for lane in lanes if not lane.is_late]
         deadlines += [queue[0][1] + self._limits.wait_s for queue in (self._new, self._slow) if queue]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        for key, _ in self._selector.select(timeout):
+        may_warm_up = self._tokens.is_cold and not deadlines and not lanes
+        found = self._selector.select(0.0 if may_warm_up else timeout)
+        if may_warm_up and not found:
+            self._tokens.warm_up()
+        for key, _ in found:
             if key.data is not None:
                 self._finish(key.data)
             elif not self._read():
