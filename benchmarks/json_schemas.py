@@ -77,6 +77,7 @@ async def _ask(
         "temperature": options.temperature,
         "seed": options.seed,
     }
+    body |= options.body
     if options.whitespace == "none":
         body["structured_outputs"] = {"json": schema, "disable_any_whitespace": True}
     elif options.whitespace == "any":
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=400, help="of a document (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.7, help="(default: %(default)s)")
+    parser.add_argument("--body", type=json.loads, default={}, help="more fields of each request, a JSON object")
     parser.add_argument("--whitespace", choices=["default", "any", "none"], default="default",
                         help="default: response_format; else structured_outputs, with that between tokens")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=1200.0, help="seconds for a request (default: %(default)s)")
