@@ -3,7 +3,9 @@
 Found out by compiling each with xgrammar 0.2.8 and giving it documents that the schema forbids.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
 
 _ONE = ("items", "additionalProperties", "propertyNames", "contains", "unevaluatedProperties", "unevaluatedItems")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -19,6 +21,15 @@ _ASSERTIONS = (
     "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems",
 )  # fmt: skip
 _ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf")
+_IS_OF: dict[object, Callable[[object], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1,
+}
 
 
 def find_unsupported(schema: object) -> str | None:
@@ -67,7 +78,23 @@ def _unsupported_here(schema: Mapping[str, object]) -> str | None:
         untyped = next((name for name in _TYPED if name in schema), None)
         if untyped is not None:
             return f'"{untyped}" without "type"'
-    return _unsupported_property(schema)
+    return _unsupported_property(schema) or _unsupported_value(schema)
+
+
+def _unsupported_value(schema: Mapping[str, object]) -> str | None:
+    """Of "enum" and "const" xgrammar takes every value, whatever "type" says beside it."""
+    kinds = schema.get("type")
+    checks = [_IS_OF.get(kind) for kind in (kinds if isinstance(kinds, list) else [kinds]) if isinstance(kind, str)]
+    if not checks:
+        return None
+    values = schema.get("enum")
+    named = [("enum", value) for value in values] if isinstance(values, list) else []
+    named += [("const", schema["const"])] if "const" in schema else []
+    for name, value in named:
+        if not any(check is None or check(value) for check in checks):
+            written = msgspec.json.encode(value).decode()
+            return f'"{name}" with {written[:60]}, which is not of "type" {msgspec.json.encode(kinds).decode()}'
+    return None
 
 
 def _unsupported_property(schema: Mapping[str, object]) -> str | None:

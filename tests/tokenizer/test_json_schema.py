@@ -15,6 +15,9 @@ from octavo.services.tokenizer.json_schema import find_unsupported
         {"$ref": "#/$defs/a", "description": "text", "default": 1, "$defs": {"a": {"enum": [{"not": 1}]}}},
         {"anyOf": [{"type": "string"}, {"type": "null"}], "type": ["string", "null"], "title": "a"},
         {"allOf": [{"$ref": "#/$defs/a"}]},
+        {"type": ["string", "null", "integer"], "enum": ["a", None, 3]},
+        {"type": "integer", "const": 3.0},
+        {"type": "number", "enum": [3, 0.5]},
         {"type": "array", "items": {"type": "string"}, "uniqueItems": False},
         {"patternProperties": {"^a": {}}, "properties": {"b": {}}, "required": ["b"]},
     ],
@@ -33,6 +36,12 @@ def test_what_can_be_kept_to_passes(schema: object) -> None:
         ({"allOf": [{}, {}]}, '"allOf" with more than one schema (at #)'),
         ({"anyOf": [{}], "properties": {}}, '"anyOf" beside "properties" (at #)'),
         ({"$defs": {"a": {"$ref": "#", "maxLength": 3}}}, '"$ref" beside "maxLength" (at #/$defs/a)'),
+        ({"type": "object", "enum": ["a", "b"]}, '"enum" with "a", which is not of "type" "object" (at #)'),
+        ({"type": "string", "enum": ["a", None]}, '"enum" with null, which is not of "type" "string" (at #)'),
+        (
+            {"type": ["integer", "null"], "const": True},
+            '"const" with true, which is not of "type" ["integer","null"] (at #)',
+        ),
         ({"minimum": 3}, '"minimum" without "type" (at #)'),
         (
             {"patternProperties": {"^a": {}}, "required": ["ab"]},

@@ -1,4 +1,7 @@
-"""Starts `octavo serve` as its users do, and makes sure that nothing is left of it afterwards."""
+"""Starts `octavo serve` as its users do, and makes sure that nothing is left of it afterwards.
+
+The command is the one beside the Python that runs the tests, or what OCTAVO names.
+"""
 
 import ctypes
 import os
@@ -94,7 +97,8 @@ def started(*flags: str, environment: dict[str, str] | None = None) -> Iterator[
     """A server that may be anything but ready; its whole family is killed at the end of the block."""
     # Short, for it goes into the paths of sockets.
     folder = Path(tempfile.mkdtemp(prefix="ot-", dir="/tmp"))
-    command = [str(Path(sys.executable).parent / "octavo"), "serve", "--port", "0", *flags]
+    octavo = os.environ.get("OCTAVO") or str(Path(sys.executable).parent / "octavo")
+    command = [octavo, "serve", "--port", "0", *flags]
     variables = os.environ | {"TMPDIR": str(folder)} | (environment or {})
     with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
         process = psutil.Popen(
