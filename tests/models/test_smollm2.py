@@ -120,7 +120,7 @@ def test_greedy_equals_transformers_with_prefix_cache_hits(count: int) -> None:
     rest = pipeline.generate(prompts_and_half, SamplingParams(max_tokens=32, temperature=0.0))
 
     assert rest == [completion[32:] for completion in completions]
-    assert pipeline.stats.prefix_hits > len(asked) * 32
+    assert pipeline.stats.prefix_hits >= len(asked) * 32
 
 
 @COUNTS
