@@ -180,6 +180,11 @@ class ChatRequest(Options, frozen=True, kw_only=True):
         super().check()
         check_messages(self.messages)
         check_tools(self.tools, self.tool_choice)
+        if self.max_completion_tokens is not None and (self.min_tokens or 0) > self.max_completion_tokens:
+            raise InvalidRequest(
+                f"min_tokens: {self.min_tokens} is above max_completion_tokens, {self.max_completion_tokens}",
+                "min_tokens",
+            )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs: only allowed when logprobs is true", "top_logprobs")
         if self.continue_final_message and self.add_generation_prompt:

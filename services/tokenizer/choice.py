@@ -109,8 +109,10 @@ class Choice:
         if is_last:
             events += self._parser.finish()
         num_before, self._num_parsed = self._num_parsed, len(self.output_ids)
-        if events and all(isinstance(event, Reasoning) for event in events):
-            self.num_reasoning_tokens += self._num_parsed - num_before
+        reasoned = sum(len(event.text) for event in events if isinstance(event, Reasoning))
+        if reasoned:  # of tokens that were fed together, as many as there is of the text
+            others = sum(len(event.text) for event in events if isinstance(event, Content | ToolArguments))
+            self.num_reasoning_tokens += round((self._num_parsed - num_before) * reasoned / (reasoned + others))
         if self._hides_reasoning:
             events = [event for event in events if not isinstance(event, Reasoning)]
         for event in events:

@@ -25,6 +25,8 @@ from octavo.kernels.gpu import sampling as gpu_sampling
 from octavo.kernels.gpu.linear import Gate
 from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
+from octavo.services.executor.gpu.sampler import state_row
+from octavo.shared.sampling import SamplingParams
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # of 1 / (1 + exp(1000))
@@ -211,6 +213,21 @@ def test_greedy_takes_the_first_of_the_most_likely(vocab: int, dtype: torch.dtyp
     gpu_sampling.sample(logits, state, slots, positions, out, last)
     assert out.tolist() == [vocab // 3] * 3
     assert last.tolist() == [vocab // 3, vocab // 3, -1, vocab // 3]
+
+
+def test_slots_that_are_held_are_left_alone_until_they_are_asked_for() -> None:
+    logits, positions = torch.randn(3, 5000), torch.zeros(3).int()
+    slots, state = torch.tensor([2, 0, 1]).int(), torch.zeros(4, COLUMNS).int()
+    params = SamplingParams(1, temperature=0.0, biases={1: 1.0})
+    state[0] = torch.tensor(state_row(params), dtype=torch.int32)
+    out, last = torch.full((3,), -1).int(), torch.full((4,), -1).int()
+    best = logits.argmax(-1).tolist()
+    gpu_sampling.sample(logits, state, slots, positions, out, last)
+    assert out.tolist() == [best[0], -1, best[2]]
+    assert last.tolist() == [-1, best[2], best[0], -1]
+    gpu_sampling.sample(logits[1:2], state, slots[1:2], positions, out[1:2], last, with_held=True)
+    assert out.tolist() == best
+    assert last.tolist() == [best[1], best[2], best[0], -1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

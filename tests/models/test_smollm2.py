@@ -59,6 +59,12 @@ def expected(count: int) -> list[list[int]]:
     return completions
 
 
+def expected_of(count: int) -> list[list[int]]:
+    """The same, of no more prompts than must be asked anyhow."""
+    asked = max(count, LEAST)
+    return expected(asked)[:count] + expected(asked)[asked : asked + count]
+
+
 @cache
 def completions_in_batches(max_num_seqs: int, count: int) -> list[list[int]]:
     pipeline = Pipeline(load_engine(config(max_num_seqs=max_num_seqs), Stopwatch()))
@@ -70,7 +76,9 @@ def config(**settings: int) -> Config:
 
 
 # All prompts take minutes: `make test` asks the first of each form.
-COUNTS = pytest.mark.parametrize("count", [8, pytest.param(25, marks=pytest.mark.slow)])
+LEAST = 8
+COUNTS = pytest.mark.parametrize("count", [LEAST, pytest.param(25, marks=pytest.mark.slow)])
+FEWER = pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.slow)])
 
 
 def some(of_each_form: list[list[int]], count: int) -> list[list[int]]:
@@ -88,31 +96,31 @@ def test_greedy_equals_transformers_sixteen_at_once(count: int) -> None:
     assert completions_in_batches(16, count) == expected(count)
 
 
-@COUNTS
+@FEWER
 def test_greedy_equals_transformers_in_chunks_of_32_tokens(count: int) -> None:
     # Long enough to be cut: the prompts are asked all together behind a common beginning.
-    beginning = prompts()[0] + expected(count)[0]
+    beginning = prompts()[0] + expected_of(count)[0]
     long_prompts = [beginning + prompt for prompt in prompts()[:4]]
     assert min(map(len, long_prompts)) > 64
     whole = Pipeline(load_engine(config(enable_prefix_caching=0), Stopwatch())).generate(long_prompts, GREEDY)
 
     small = Pipeline(load_engine(config(max_num_batched_tokens=32), Stopwatch()))
 
-    assert small.generate(some(prompts(), count), GREEDY) == expected(count)
+    assert small.generate(some(prompts(), count), GREEDY) == expected_of(count)
     assert small.generate(long_prompts, GREEDY) == whole
 
 
-@COUNTS
+@FEWER
 def test_greedy_equals_transformers_with_prefix_cache_hits(count: int) -> None:
     pipeline = Pipeline(load_engine(config(), Stopwatch()))
-    asked, completions = some(prompts(), count), expected(count)
+    asked, completions = some(prompts(), count), expected_of(count)
     prompts_and_half = [prompt + completion[:32] for prompt, completion in zip(asked, completions, strict=True)]
     pipeline.generate(asked, GREEDY)
 
     rest = pipeline.generate(prompts_and_half, SamplingParams(max_tokens=32, temperature=0.0))
 
     assert rest == [completion[32:] for completion in completions]
-    assert pipeline.stats.prefix_hits > len(asked) * 32
+    assert pipeline.stats.prefix_hits >= len(asked) * 32
 
 
 @COUNTS

@@ -67,7 +67,7 @@ def test_no_stream_notices_that_a_service_is_killed(server: Server, role: str) -
 
 @pytest.mark.parametrize(
     "role",
-    ["tokenizer", "executor", "scheduler", "gateway"],
+    ["executor", *(pytest.param(role, marks=pytest.mark.slow) for role in ("tokenizer", "scheduler", "gateway"))],
 )
 def test_no_stream_notices_that_a_service_stands_still(role: str) -> None:
     with running("--device", "sim", "--sim-step-ms", "20") as server:

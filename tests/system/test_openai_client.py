@@ -16,11 +16,8 @@ MODEL = "SmolLM2-135M-Instruct"
 PROMPTS = [
     "What is the capital of Japan?",
     "Write one sentence about the sea.",
-    "Count from one to five.",
-    "Quels sont les jours de la semaine ?",
     "Translate 'good morning' into Japanese.",
     "Reply with three emoji: \N{GRINNING FACE}",
-    "What is 2 + 2?",
 ]
 
 
