@@ -2,10 +2,11 @@
 
 Its main loop compiles no grammar of a request: it loads xgrammar and the vocabulary once, then forks for each grammar.
 A fork costs milliseconds, starts with all that is loaded, and can be limited, killed or crash by itself. When there is
-nothing to do, the loop compiles some rules that most grammars have, so that forks start with them too.
+nothing to do, or more than there are lanes, the loop compiles rules that most grammars have: forks start with them.
 
 Grammars that take long must not hold up the others: each gets QUICK_S in one of a few quick lanes. One that needs more
-is ended and begun anew in a slow lane, with its whole time, when it is its turn there.
+is ended and begun anew in a slow lane, with its whole time, when it is its turn there. That is time of a CPU, so that
+a busy machine refuses no grammar that an idle one takes; PATIENCE bounds what that makes on the clock.
 """
 
 import os
@@ -36,6 +37,8 @@ from octavo.shared.process import die_with_parent
 QUICK_S = 1.0
 NUM_QUICK = 2
 NUM_SLOW = 2
+PATIENCE = 6.0
+"""Times its limit of CPU time, by the clock: what a grammar gets in a slow lane at the most."""
 KEEP_S = 120.0
 """A file used within this time is not deleted: a request may be about to need it."""
 ANNOUNCE_S = 20.0
@@ -47,6 +50,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Of one grammar, and of the folder of all."""
 
     compile_s: float = 10.0
+    """Of CPU time, in all threads."""
     memory_bytes: int = 2 << 30
     """Beyond what the worker itself has."""
     file_bytes: int = 128 << 20
@@ -73,10 +77,28 @@ class Answer(msgspec.Struct):
 class _Lane:
     """A forked process that compiles one grammar."""
 
-    def __init__(self, job: Job, asked: float, pid: int, pipe: int, limit_s: float) -> None:
-        self.job, self.asked, self.pid, self.pipe = job, asked, pid, pipe
+    def __init__(self, job: Job, pid: int, pipe: int, limit_s: float, patience_s: float) -> None:
+        self.job, self.pid, self.pipe, self.limit_s = job, pid, pipe, limit_s
         self.deadline = time.monotonic() + limit_s
+        self.last_deadline = self.deadline + patience_s
         self.is_late = False
+
+    def check(self, now: float) -> None:
+        """At the deadline: end it, or move the deadline by the CPU time that it has not had yet."""
+        if now < self.deadline or self.is_late:
+            return
+        left_s = self.limit_s - _cpu_s(self.pid)
+        if left_s > 0.0 and now < self.last_deadline:
+            self.deadline = min(now + max(left_s, 0.05), self.last_deadline)
+        else:
+            self.is_late = True
+            os.kill(self.pid, signal.SIGKILL)  # its pipe ends then
+
+
+def _cpu_s(pid: int) -> float:
+    """The CPU time of a process that has not been waited for, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class _Worker:
@@ -100,7 +122,7 @@ class _Worker:
         deadlines = [lane.deadline for lane in lanes if not lane.is_late]
         deadlines += [queue[0][1] + self._limits.wait_s for queue in (self._new, self._slow) if queue]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        may_warm_up = self._tokens.is_cold and not deadlines and not lanes
+        may_warm_up = self._tokens.is_cold and bool(self._new or self._slow or not lanes)
         found = self._selector.select(0.0 if may_warm_up else timeout)
         if may_warm_up and not found:
             self._tokens.warm_up()
@@ -111,9 +133,7 @@ class _Worker:
                 return False
         now = time.monotonic()
         for lane in self._quick_lanes + self._slow_lanes:
-            if now >= lane.deadline and not lane.is_late:
-                lane.is_late = True
-                os.kill(lane.pid, signal.SIGKILL)  # its pipe ends then
+            lane.check(now)
         self._refuse_what_waited_too_long(now)
         self._begin()
         return True
@@ -127,18 +147,19 @@ class _Worker:
         return bool(data)
 
     def _begin(self) -> None:
+        limit_s = self._limits.compile_s
         while self._new and len(self._quick_lanes) < NUM_QUICK:
-            self._quick_lanes.append(self._fork(*self._new.popleft(), min(QUICK_S, self._limits.compile_s)))
+            self._quick_lanes.append(self._fork(self._new.popleft()[0], min(QUICK_S, limit_s), 0.0))
         while self._slow and len(self._slow_lanes) < NUM_SLOW:
-            self._slow_lanes.append(self._fork(*self._slow.popleft(), self._limits.compile_s))
+            self._slow_lanes.append(self._fork(self._slow.popleft()[0], limit_s, (PATIENCE - 1.0) * limit_s))
 
-    def _fork(self, job: Job, asked: float, limit_s: float) -> _Lane:
+    def _fork(self, job: Job, limit_s: float, patience_s: float) -> _Lane:
         reader, writer = os.pipe()
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             _compile_and_exit(job, parent, writer, self._folder, self._tokens, self._base_bytes, self._limits)
         os.close(writer)
-        lane = _Lane(job, asked, pid, reader, limit_s)
+        lane = _Lane(job, pid, reader, limit_s, patience_s)
         self._selector.register(reader, selectors.EVENT_READ, lane)
         return lane
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,29 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert all(answers[key] is None for key in keys)
     assert _workers(tmp_path) != [worker]
     compiler.close()
+
+
+def test_what_a_busy_machine_holds_up_is_compiled_all_the_same(compiler: Compiler) -> None:
+    """Processes that get no CPU for longer than the limit, in the quick lane and again in the slow one."""
+    compile_one(compiler, GrammarSpec("regex", "[cd]"))
+    key, _ = compiler.request(_schema({"enum": [f"{number:x}" for number in range(4_000)]}))
+    answers: dict[str, object] = {}
+    held_up: set[int] = set()
+    until = time.monotonic() + 60.0
+    while key not in answers:
+        assert time.monotonic() < until
+        for lane in [child for worker in psutil.Process().children() for child in worker.children()]:
+            if lane.pid not in held_up:
+                held_up.add(lane.pid)
+                with suppress(psutil.NoSuchProcess):
+                    lane.suspend()
+                    resume_at = time.monotonic() + 1.5
+                    while lane.is_running() and time.monotonic() < resume_at:
+                        time.sleep(0.02)
+                    lane.resume()
+        answers.update(compiler.poll())
+    assert answers[key] is None
+    assert len(held_up) == 2
 
 
 def test_equal_grammars_are_compiled_once_and_kept_for_other_tokenizers(tmp_path: Path) -> None:
