@@ -124,12 +124,13 @@ def test_what_the_schema_refuses_the_server_refuses_too(document: Document) -> N
             continue
         if needs_model or not isinstance(value, dict) or len(body) > 2**16:
             continue
-        name = {"chat": "ChatRequest", "completion": "CompletionRequest"}[ENDPOINT[path]]
+        endpoint = (ENDPOINT | OTHERS)[path]
+        name = BODIES[endpoint].__name__
         whole = {**document.schema(name), "components": document.document["components"]}
         if not jsonschema.Draft202012Validator(whole).is_valid(value):
             num_refused += 1
             with pytest.raises(RequestError):
-                read_request(ENDPOINT[path], body)
+                read_request(endpoint, body)
     assert num_refused > 100
 
 

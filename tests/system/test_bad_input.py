@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 
 import pytest
-from tests.tools.malformed import CHAT, COMPLETION, malformed_bodies
+from tests.tools.malformed import CHAT, COMPLETION, MESSAGES, malformed_bodies
 from tests.tools.server import Server, running
 
 TIMEOUT_S = 120.0
@@ -50,8 +50,9 @@ def fault(server: Server, path: str, body: bytes) -> str:
     shown = answer.get("error")
     if not 400 <= status < 500:
         return f"status {status}"
-    if not isinstance(shown, dict) or set(shown) != {"message", "type", "param", "code"}:
-        return f"no error of OpenAI's shape: {answer}"
+    shape = {"message", "type"} if path == MESSAGES else {"message", "type", "param", "code"}
+    if not isinstance(shown, dict) or set(shown) != shape:
+        return f"no error of the shape that the clients of {path} know: {answer}"
     return "" if shown["message"] and shown["type"] else f"nothing is said: {shown}"
 
 

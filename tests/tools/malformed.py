@@ -5,12 +5,16 @@ import random
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 SEED = 20260722
 NUM_RANDOM = 160  # of each endpoint
 
 _GOOD = {
     CHAT: {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0.5},
     COMPLETION: {"prompt": "Once upon", "max_tokens": 4, "temperature": 0.5},
+    RESPONSES: {"input": "Hi", "max_output_tokens": 4, "temperature": 0.5},
+    MESSAGES: {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0.5},
 }
 
 # Values as JSON text, since many of them no encoder would write; in one string where they hold no space.
@@ -18,8 +22,12 @@ _NOT_A_NUMBER = tuple('"4" [] {} true NaN -Infinity 1e999 ""'.split())
 _NOT_A_COUNT = (*_NOT_A_NUMBER, *"0 -1 1.5 1e3".split(), "9" * 400, "-" + "9" * 400, str(2**64))
 _NOT_A_BOOL = tuple('1 0 "true" [] {} NaN'.split())
 _NOT_A_TEXT = (*r'1 true [1] {} 1.5 -0 "\ud800" "a\udfffb" "\x"'.split(), '"\x01"')
+_BAD_LENGTH = (*_NOT_A_COUNT, str(2**24 + 1))
+_BAD_TOOLS = '1 "a" {} [1] ["a"] [{}] [{"type":"function"}] [{"name":"a b"}] [{"type":"function","function":{}}]'.split(
+    " "
+)
 _BAD_FIELDS = {
-    "max_tokens": (*_NOT_A_COUNT, str(2**24 + 1)),
+    "max_tokens": _BAD_LENGTH,
     "n": (*_NOT_A_COUNT, "129", "1000000"),
     "best_of": (*_NOT_A_COUNT, "129"),
     "min_tokens": (*_NOT_A_NUMBER, "-1", "5", "9" * 400),
@@ -47,6 +55,47 @@ _BAD_FIELDS = {
     "stream_options": tuple('1 "a" [] true {"include_usage":true} {"include_usage":1}'.split()),
     "model": (*_NOT_A_TEXT, *'"no-such-model" "../../etc/passwd" ""'.split(), f'"{"m" * 100_000}"'),
     "user": _NOT_A_TEXT,
+    "tools": tuple(_BAD_TOOLS),
+    "tool_choice": tuple('1 "always" [] {} {"type":"function"} {"type":1} "required"'.split()),
+}
+_OF_CHATS = (
+    "max_tokens n best_of prompt_logprobs truncate_prompt_tokens response_format stream_options tools tool_choice"
+)
+_BAD_EVERYWHERE = {name: values for name, values in _BAD_FIELDS.items() if name not in _OF_CHATS.split()}
+_BAD_IN_RESPONSES = {
+    "max_output_tokens": _BAD_LENGTH,
+    "instructions": _NOT_A_TEXT,
+    "top_logprobs": (*_NOT_A_NUMBER, "-1", "21", "1.5"),
+    "text": tuple(
+        '1 "a" [] {"format":1} {"format":{}} {"format":{"type":"xml"}} {"format":{"type":"json_schema"}}'.split()
+    ),
+    "reasoning": tuple('1 "low" [] {"effort":1} {"effort":"endless"}'.split()),
+    "truncation": tuple('1 [] {} "always"'.split()),
+    "include": tuple('1 "a" {} [1] [null]'.split()),
+    "metadata": ("1", '"a"', "[]", '{"a":1}', '{"a":{}}', json.dumps({str(number): "a" for number in range(17)})),
+    "previous_response_id": (*_NOT_A_TEXT, '"resp_nothing"', '"../../etc/passwd"'),
+    "store": _NOT_A_BOOL,
+    "background": _NOT_A_BOOL,
+    "conversation": ('"conv_1"', "{}"),
+    "prompt": ('{"id":"pmpt_1"}', "1"),
+    "tools": tuple(_BAD_TOOLS),
+    "tool_choice": tuple('1 "always" [] {} {"type":"function"} "required"'.split()),
+}
+_BAD_IN_MESSAGES = {
+    "max_tokens": (*_BAD_LENGTH, "null"),
+    "system": tuple('1 true {} [1] ["a"] [{}] [{"type":"text"}] [{"type":"image"}]'.split()),
+    "stop_sequences": tuple('1 "a" {} [""] [1] [null]'.split()),
+    "thinking": tuple('1 "a" [] {} {"type":"endless"} {"type":"enabled","budget_tokens":-1}'.split()),
+    "output_config": tuple('1 "a" [] {"effort":"endless"} {"format":{}} {"format":{"type":"xml"}}'.split()),
+    "metadata": tuple('1 "a" [] {"user_id":1}'.split()),
+    "tools": tuple('1 "a" {} [1] ["a"] [{}] [{"name":1}] [{"name":"a b"}] [{"name":"a","type":"computer"}]'.split(" ")),
+    "tool_choice": tuple('1 "auto" [] {} {"type":"always"} {"type":"tool"} {"type":"any"}'.split()),
+}
+_FIELDS_OF = {
+    CHAT: _BAD_FIELDS | {"max_completion_tokens": _NOT_A_COUNT},
+    COMPLETION: {name: values for name, values in _BAD_FIELDS.items() if not name.startswith("tool")},
+    RESPONSES: _BAD_EVERYWHERE | _BAD_IN_RESPONSES,
+    MESSAGES: _BAD_EVERYWHERE | _BAD_IN_MESSAGES,
 }
 _NESTED = ("[" * 100_000, "[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900)
 _GIANT = "a" * (5 * 2**20)  # beyond what a body may have
@@ -68,7 +117,28 @@ _BAD_MESSAGES = (
     *('[{"role":"user","name":5}]', '[{"role":' * 900, f'[{{"role":"user","content":"{_GIANT}"}}]', *_NESTED),
     json.dumps([{"role": "user", "content": "a"}] * 2049),
 )
-_BAD_MAIN = {CHAT: ("messages", _BAD_MESSAGES), COMPLETION: ("prompt", _BAD_PROMPTS)}
+_BAD_INPUTS = (
+    *'null 1 true {} [] [null] [1] ["Hi"] [[]] [{}] [{"content":"Hi"}] [{"role":"user"}] NaN'.split(),
+    *(f'[{{"role":{role},"content":"Hi"}}]' for role in _BAD_ROLES if role != "null"),
+    *(f'[{{"role":"user","content":{content}}}]' for content in _BAD_CONTENTS),
+    *(
+        f'[{{"type":"{kind}"}}]'
+        for kind in ("message", "function_call", "function_call_output", "image", "item_reference")
+    ),
+    '[{"role":"user","content":[{"type":"input_image","image_url":"file:///etc/passwd"}]}]',
+    *('[{"role":' * 900, f'"{_GIANT}"', *_NESTED),
+)
+_BAD_TURNS = (
+    *_BAD_MESSAGES,
+    *(f'[{{"role":"user","content":[{{"type":"{kind}"}}]}}]' for kind in ("text", "image", "tool_use", "tool_result")),
+    *(f'[{{"role":"assistant","content":[{{"type":"{kind}"}}]}}]' for kind in ("thinking", "tool_use", "tool_result")),
+)
+_BAD_MAIN = {
+    CHAT: ("messages", _BAD_MESSAGES),
+    COMPLETION: ("prompt", _BAD_PROMPTS),
+    RESPONSES: ("input", _BAD_INPUTS),
+    MESSAGES: ("messages", _BAD_TURNS),
+}
 _NOT_AN_OBJECT = (
     *rb"""null true 1 - 1e999 NaN "text" [] [{}] {} { } {] {,} {'prompt':'a'} {"prompt""a"}""".split(),
     *rb"""{"prompt":"a",} {prompt:1} {}{} <xml/> prompt=a&max_tokens=4 --b--""".split(),
@@ -103,17 +173,16 @@ def _bad_fields(path: str) -> list[bytes]:
     """One wrong value in an otherwise good body, for every field and value; and bodies that lack a field."""
     main, values = _BAD_MAIN[path]
     bad = [_body(path, {main: value}) for value in values]
-    bad += [_body(path, {name: value}) for name, values in _BAD_FIELDS.items() for value in values]
-    if path == CHAT:
-        bad += [_body(path, {"max_completion_tokens": value}) for value in _NOT_A_COUNT]
+    bad += [_body(path, {name: value}) for name, values in _FIELDS_OF[path].items() for value in values]
     bad.append(json.dumps({name: value for name, value in _GOOD[path].items() if name != main}).encode())
     return bad
 
 
 def _with_bad_fields(path: str, random_source: random.Random) -> bytes:
     """Two or three wrong values at once, in any order, among fields that nobody knows."""
-    names = random_source.sample(sorted(_BAD_FIELDS), random_source.randint(2, 3))
-    changes = {name: random_source.choice(_BAD_FIELDS[name]) for name in names}
+    fields = _FIELDS_OF[path]
+    names = random_source.sample(sorted(fields), random_source.randint(2, 3))
+    changes = {name: random_source.choice(fields[name]) for name in names}
     changes[f"unknown_{random_source.randrange(1000)}"] = random_source.choice(("1", "null", "[[]]", '"a"'))
     shuffled = list(changes.items())
     random_source.shuffle(shuffled)
