@@ -50,10 +50,10 @@ class Metrics:
         self._first_token.observe(seconds)
         traces.note(request, {"gen_ai.latency.time_to_first_token": seconds})
 
-    def note_end(self, request: web.Request, call: Call, seconds: float, body: bytes = b"") -> None:
+    def note_end(self, request: web.Request, call: Call, seconds: float) -> None:
         """The last byte of a whole answer has been sent, so long after the request's headers."""
         self._latency.observe(seconds)
-        traces.note_end(request, call, seconds, body)
+        traces.note_end(request, call, seconds)
 
     def note_answer(self, route: str, status: int) -> None:
         """A request, of whatever kind, is over."""

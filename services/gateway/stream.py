@@ -76,7 +76,7 @@ async def answer_whole(
         client = await _Client.prepare(request, response)
         await client.write(body)
         await response.write_eof()
-        metrics.note_end(request, call, time.monotonic() - started_s, body)
+        metrics.note_end(request, call, time.monotonic() - started_s)
     except ConnectionError as error:
         log.debug("client gone", extra={"call": call.id.hex(), "reason": str(error)})
     return response
