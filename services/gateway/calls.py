@@ -76,6 +76,10 @@ class Calls:
         """End a call, whether it has ended or not."""
         self._workers.settle(call)
 
+    def note_end(self, call: Call, started_s: float) -> None:
+        """The whole answer of a call in the background is kept."""
+        self._metrics.note_end(None, call, time.monotonic() - started_s)
+
     def check_model(self, name: str) -> None:
         """Raises NotFound."""
         if name not in self._names:

@@ -95,7 +95,7 @@ class ResponsesRoutes:
         except RequestError:
             await asyncio.to_thread(self._store.delete, generate.salt, kept.id)
             raise
-        working = asyncio.create_task(self._work(call, kept))
+        working = asyncio.create_task(self._work(call, kept, started_s))
         self._working.add(working)
         working.add_done_callback(self._working.discard)
         return _json(msgspec.json.encode(kept.begun("queued")))
@@ -153,12 +153,13 @@ class ResponsesRoutes:
             raise InvalidRequest(f"{name}: {len(items)} items together; at most {MAX_ITEMS} are taken", name)
         return msgspec.structs.replace(wanted, input=items)
 
-    async def _work(self, call: Call, kept: KeptResponse) -> None:
+    async def _work(self, call: Call, kept: KeptResponse, started_s: float) -> None:
         """Wait in the background for a call's answer, while anybody wants it."""
         try:
             body = await self._take(call, kept)
             if body is not None:
                 await kept.finish(body)
+                self._calls.note_end(call, started_s)
         except RequestError as error:
             await kept.fail(error, 0)
         except Exception:
