@@ -21,6 +21,7 @@ _TOOLS_BY_MARKUP: tuple[tuple[str, str], ...] = (
     ("<function=", "qwen3_coder"),
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call_start|>", "lfm2"),
+    ("<arg_key>", "glm45"),
     ("<tool_call>", "hermes"),
     ("<|python_tag|>", "llama3_json"),
     ('"parameters": dictionary of argument name', "llama3_json"),
