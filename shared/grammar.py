@@ -39,6 +39,8 @@ class GrammarSpec(msgspec.Struct, frozen=True):
         expression, or EBNF whose first rule is `root`; "" for json_object.
     any_whitespace: of json_schema: any white space between tokens, or just one space after "," and ":".
     strict: of json_schema: where the schema does not speak of additional properties, there are none.
+    lead: the JSON of a structural tag's format that the text begins with, before what the grammar is for; "" for none.
+        A structural tag has none but its own.
     Raises InvalidRequest for what is out of bounds.
     """
 
@@ -46,6 +48,7 @@ class GrammarSpec(msgspec.Struct, frozen=True):
     value: str = ""
     any_whitespace: bool = True
     strict: bool = True
+    lead: str = ""
 
     def __post_init__(self) -> None:
         if len(self.value) > MAX_VALUE_CHARS:

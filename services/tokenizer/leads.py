@@ -23,12 +23,12 @@ class ThinkLead(msgspec.Struct, frozen=True):
     """"" in a completion that is within its reasoning from the start."""
     closing: Marker
 
-    def before(self, form: Format) -> Format:
-        """What the whole completion must be, if the part behind reasoning must be `form`."""
+    @property
+    def format(self) -> Format:
+        """All that comes before the part which counts."""
         if isinstance(self.opening, str):  # it is a part of the thought, or stands in the prompt
-            return _sequence(_tag("", self.closing), _NEWLINES, form)
-        thoughtful = _sequence(_tag(self.opening, self.closing), _NEWLINES, form)
-        return {"type": "or", "elements": [thoughtful, form]}
+            return _sequence(_tag("", self.closing), _NEWLINES)
+        return _optional(_sequence(_tag(self.opening, self.closing), _NEWLINES))
 
 
 class HarmonyLead(msgspec.Struct, frozen=True):
@@ -40,25 +40,26 @@ class HarmonyLead(msgspec.Struct, frozen=True):
     message: Marker
     end: Marker
 
-    def before(self, form: Format) -> Format:
-        """What the whole completion must be, if the text of its final message must be `form`."""
-        return self._behind_analysis(_sequence(self.channel, "final", self.message, form))
+    @property
+    def format(self) -> Format:
+        """All that comes before the text of the final message."""
+        return _sequence(self._analysis, self.channel, "final", self.message)
 
     def calling(self, parameters: Mapping[str, Any]) -> Format:
-        """One call of one of these functions. parameters: by name, the schema of each."""
+        """A whole completion: one call of one of these functions. parameters: by name, the schema of each."""
         calls = [
             _sequence(
                 self.channel, f"commentary to=functions.{name} ", self.constrain, "json", self.message,
-                {"type": "json_schema", "json_schema": schema},
+                {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1},
             )
             for name, schema in parameters.items()
         ]  # fmt: skip
-        return self._behind_analysis({"type": "or", "elements": calls})
+        return _sequence(self._analysis, {"type": "or", "elements": calls})
 
-    def _behind_analysis(self, form: Format) -> Format:
+    @property
+    def _analysis(self) -> Format:
         thought = _tag("", self.end)
-        analysis = _sequence(self.channel, "analysis", self.message, thought, self.start, "assistant")
-        return _sequence({"type": "optional", "content": analysis}, form)
+        return _optional(_sequence(self.channel, "analysis", self.message, thought, self.start, "assistant"))
 
 
 Lead = ThinkLead | HarmonyLead
@@ -66,6 +67,10 @@ Lead = ThinkLead | HarmonyLead
 
 def _sequence(*elements: Marker | Format) -> Format:
     return {"type": "sequence", "elements": [each if isinstance(each, dict) else _markup(each) for each in elements]}
+
+
+def _optional(content: Format) -> Format:
+    return {"type": "optional", "content": content}
 
 
 def _tag(begin: Marker, end: Marker) -> Format:

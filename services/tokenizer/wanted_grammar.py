@@ -23,11 +23,12 @@ def wanted_grammar(options: Options, lead: Lead | None) -> tuple[GrammarSpec, st
     """
     functions = _to_be_called(options)
     if functions and isinstance(lead, HarmonyLead):
-        return _of_format(lead.calling({each.name: each.parameters or _ANY_OBJECT for each in functions})), "tools"
+        calls = lead.calling({each.name: each.parameters or _ANY_OBJECT for each in functions})
+        return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": calls})), "tools"
     found = (_of_calls(options, functions), "tools") if functions else _of_form(options)
-    if found is None or lead is None:
+    if found is None or lead is None or found[0].kind == "structural_tag":  # which says itself what is free
         return found
-    return _behind(lead, found[0]), found[1]
+    return msgspec.structs.replace(found[0], lead=json_text(lead.format)), found[1]
 
 
 def _to_be_called(options: Options) -> list[FunctionSpec]:
@@ -120,23 +121,3 @@ def _of_schema(schema: object, strict: bool = True) -> GrammarSpec:
     """White space is one space behind commas and colons: where any is allowed, models lose themselves in it."""
     text = schema if isinstance(schema, str) else json_text(schema)
     return GrammarSpec("json_schema", text, any_whitespace=False, strict=strict)
-
-
-def _behind(lead: Lead, spec: GrammarSpec) -> GrammarSpec:
-    """The grammar of the whole completion, of which the lead is free."""
-    if spec.kind == "json_schema":
-        form: dict[str, Any] = {"type": "json_schema", "json_schema": msgspec.json.decode(spec.value)}
-    elif spec.kind == "regex":
-        form = {"type": "regex", "pattern": spec.value}
-    elif spec.kind == "ebnf":
-        form = {"type": "grammar", "grammar": spec.value}
-    elif spec.kind == "choice":
-        choices = [{"type": "const_string", "value": each} for each in msgspec.json.decode(spec.value)]
-        form = {"type": "or", "elements": choices}
-    else:
-        return spec  # a structural tag says itself what is free
-    return _of_format(lead.before(form))
-
-
-def _of_format(form: dict[str, Any]) -> GrammarSpec:
-    return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": form}))

@@ -8,6 +8,7 @@ from tests.tokenizer.core_harness import make_vocabulary
 from tests.tokenizer.test_prompts import chat
 from tokenizers import AddedToken
 
+from octavo.services.tokenizer.grammar_compile import Unfit, compile_untried
 from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.parsing.events import Content, Reasoning, ToolArguments, ToolBegin
 from octavo.services.tokenizer.vocabulary import Vocabulary
@@ -17,13 +18,21 @@ from octavo.shared.openai import Options
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": CITY}} for name in ("find", "go")]
-FORM = chat(structured_outputs={"regex": "[ab]{2}"})
+SCHEMA = {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]}
+LAX = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": False}}
 MUST_CALL = chat(tools=TOOLS, tool_choice="required")
 MUST_FIND = chat(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "find"}})
 HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 ASSISTANT = "<|start|>assistant"
 ANALYSIS = "<|channel|>analysis<|message|>b{é\n<|end|><|start|>assistant"
 FINAL, CALL = "<|channel|>final<|message|>", "<|channel|>commentary to=functions.find <|constrain|>json<|message|>"
+
+
+def form(**fields: object) -> Options:
+    return chat(structured_outputs=fields)
+
+
+FORM = form(regex="[ab]{2}")
 
 
 class Model:
@@ -40,9 +49,9 @@ class Model:
     def takes(self, options: Options, prompt: str, completion: str) -> bool:
         """The grammar allows each token of a completion, and an end behind it."""
         found = wanted_grammar(options, self.parsers.lead(prompt))
-        assert found is not None and found[0].kind == "structural_tag"
+        assert found is not None
         compiler = load_xgrammar().GrammarCompiler(self._info, max_threads=1)
-        matcher = load_xgrammar().GrammarMatcher(compiler.compile_structural_tag(found[0].value))
+        matcher = load_xgrammar().GrammarMatcher(compile_untried(found[0], compiler))
         ids = self.vocabulary.encode(completion, add_special_tokens=False)
         return all(matcher.accept_token(token) for token in (*ids, *self.vocabulary.eos_ids))
 
@@ -80,6 +89,44 @@ def test_reasoning_is_free_and_the_form_comes_behind_it(
     model: Model, prompt: str, completion: str, is_taken: bool
 ) -> None:
     assert model.takes(FORM, prompt, completion) == is_taken
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "is_taken"),
+    [
+        (form(json=SCHEMA), '{"a": 1, "b": 2}', True),
+        (form(json=SCHEMA), '{"a":1,\n "b": 2}', False),
+        (form(json=SCHEMA), '{"a": 1, "b": 2, "c": 3}', False),
+        (chat(response_format=LAX), '{"a": 1, "b": 2, "c": 3}', True),
+        (form(json_object=True), '{"x": {"y": [1, "é"]}}', True),
+        (form(choice=["é", "b\n"]), "b\n", True),
+        (form(choice=["é", "b\n"]), "b", False),
+        (form(grammar='root ::= "x" rest\nrest ::= [0-9]+'), "x12", True),
+        (form(grammar='root ::= "x" rest\nrest ::= [0-9]+'), "12", False),
+    ],
+)
+def test_the_form_is_kept_to_as_without_reasoning(options: Options, text: str, is_taken: bool) -> None:
+    for model, prompt, lead in (
+        (QWEN, "", ""),
+        (QWEN, "<assistant>", "<think>c</think>\n"),
+        (GPT_OSS, ASSISTANT, FINAL),
+    ):
+        assert model.takes(options, prompt, lead + text) == is_taken
+
+
+def test_what_cannot_be_kept_to_is_refused_behind_reasoning_and_in_tags_too() -> None:
+    schema = {"type": "object", "not": {"required": ["a"]}}
+    tag = {
+        "type": "structural_tag",
+        "format": {"type": "sequence", "elements": [{"type": "json_schema", "json_schema": schema}]},
+    }
+    calling = chat(
+        tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}], tool_choice="required"
+    )
+    for options in (form(json=schema), form(structural_tag=tag), calling):
+        for model, prompt in ((QWEN, "<assistant>"), (GPT_OSS, ASSISTANT)):
+            with pytest.raises(Unfit, match="not"):
+                model.takes(options, prompt, "")
 
 
 @pytest.mark.parametrize(
