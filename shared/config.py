@@ -82,6 +82,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: Annotated[
         str, Meta(description="how the model writes its reasoning; auto: as its chat template does; none: it does not")
     ] = "auto"
+    max_grammar_compile_s: Annotated[
+        float, Meta(gt=0.0, le=600.0, description="CPU time to compile one request's grammar, above which it is refused")
+    ] = 10.0
+    max_grammar_compile_mib: Annotated[
+        int, Meta(ge=16, le=1024 * 1024, description="memory to compile one request's grammar, MiB")
+    ] = 2048
     trust_request_chat_template: Annotated[bool, Meta(description="let requests bring their own chat template")] = False
     max_model_len: Annotated[
         Positive | None, Meta(description="prompt and completion together, in tokens; none: the model's")

@@ -27,6 +27,7 @@ from octavo.shared.errors import InvalidRequest
 MAX_VALUE_CHARS = 256 * 1024
 MAX_CHOICES = 10_000
 
+_NO_TEXT = b"\xff"  # in no UTF-8
 _KEY = re.compile("[0-9a-f]{56}")
 _DIGEST_CHARS = 16
 
@@ -38,6 +39,8 @@ class GrammarSpec(msgspec.Struct, frozen=True):
         expression, or EBNF whose first rule is `root`; "" for json_object.
     any_whitespace: of json_schema: any white space between tokens, or just one space after "," and ":".
     strict: of json_schema: where the schema does not speak of additional properties, there are none.
+    lead: the JSON of a structural tag's format that the text begins with, before what the grammar is for; "" for none.
+        A structural tag has none but its own.
     Raises InvalidRequest for what is out of bounds.
     """
 
@@ -45,6 +48,7 @@ class GrammarSpec(msgspec.Struct, frozen=True):
     value: str = ""
     any_whitespace: bool = True
     strict: bool = True
+    lead: str = ""
 
     def __post_init__(self) -> None:
         if len(self.value) > MAX_VALUE_CHARS:
@@ -58,7 +62,8 @@ class GrammarSpec(msgspec.Struct, frozen=True):
 class GrammarVocabulary(msgspec.Struct, frozen=True):
     """The tokens of a model as grammars see them.
 
-    pieces: the bytes of each id; b"" for one that no grammar may ever allow.
+    pieces: the bytes of each id; b"" for one that no grammar may ever allow; of other markup bytes that are in no
+        text, so that it matches where a grammar names its id, and nowhere else.
     stop_ids: ids that end a completion; allowed where a text is complete.
     width: of the logits; ids from len(pieces) on stand for nothing.
     """
@@ -71,7 +76,7 @@ class GrammarVocabulary(msgspec.Struct, frozen=True):
     def of(
         cls, pieces: Sequence[bytes], special_ids: Iterable[int], eos_ids: Iterable[int], width: int
     ) -> "GrammarVocabulary":
-        """Markup is no text: special tokens and those that end a completion never match a grammar.
+        """Markup is no text: special tokens match no text of a grammar, and those that end a completion nothing at all.
 
         Raises InvalidRequest for a model without a token that ends a completion.
         """
@@ -81,7 +86,7 @@ class GrammarVocabulary(msgspec.Struct, frozen=True):
         spelled = list(pieces[:width])
         for token in {*special_ids, *stop_ids}:
             if token < len(spelled):
-                spelled[token] = b""
+                spelled[token] = b"" if token in stop_ids else _NO_TEXT + token.to_bytes(4)
         return cls(spelled, stop_ids, width)
 
     def digest(self) -> str:

@@ -132,6 +132,13 @@ class Heartbeat(Message, frozen=True):
     """What is served, as far as the sender knows; from tokenizers to gateways."""
 
 
+class Begin(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a request's time went until its first token, in seconds."""
+
+    queue_s: float
+    prefill_s: float
+
+
 # gateway <-> tokenizer
 
 
@@ -173,6 +180,17 @@ class Serving(Message, frozen=True):
     boot: bytes
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a whole call has come to."""
+
+    prompt_tokens: int
+    output_tokens: int
+    begin: Begin | None = None
+    """Of the request that had the first token of all; None: another tokenizer was told of it."""
+    decode_s: float = 0.0
+    """From that token to the last of all, if `begin` is known."""
+
+
 class Text(Message, frozen=True):
     """Finished bytes of many calls, one entry a chunk, in columns."""
 
@@ -190,6 +208,8 @@ class Text(Message, frozen=True):
     """Of the Generate that each entry answers: what a worker still says of an earlier one must not be mixed in."""
     num_events: list[int] = []
     """Events of the call up to and with this chunk, if any call here has numbered ones."""
+    spent: dict[int, Spent] = {}
+    """Entry after which nothing follows -> what its call has come to; of calls that led to completions."""
 
 
 class CallFailed(Message, frozen=True):
@@ -258,6 +278,8 @@ class Tokens(Message, frozen=True):
     """Entry -> those of its tokens, `logprob_bytes` each, of requests that ask for them."""
     prompt_logprobs: dict[int, bytes] = {}
     """Entry -> those of its prompt's tokens but the first, each behind its int32 rank; with its first tokens."""
+    begins: dict[int, Begin] = {}
+    """Entry -> how it came to its first token, with that token."""
 
 
 class Refused(Message, frozen=True):

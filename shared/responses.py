@@ -180,8 +180,6 @@ class ResponsesRequest(Sampling, frozen=True, kw_only=True):
             raise InvalidRequest("prompt: not supported; send its text as input and instructions", "prompt")
         if self.background and not self.is_stored:
             raise InvalidRequest("background: only together with store, or nobody could fetch it", "background")
-        if self.background and self.stream:
-            raise InvalidRequest("background: not together with stream; ask GET /v1/responses/{id}", "background")
         for place, item in enumerate(self.input if isinstance(self.input, list) else ()):
             item.check(f"input[{place}]")
         for place, tool in enumerate(self.tools or ()):

@@ -6,7 +6,7 @@ import time
 import msgspec
 
 from octavo.shared.errors import RequestError
-from octavo.shared.messages import INT32_BYTES, CallId, Generate, Progress
+from octavo.shared.messages import CallId, Generate, Progress, Spent
 from octavo.shared.transport import Address
 
 KEEPALIVE_S = 15.0  # proxies commonly drop a connection that is silent for 30 to 60 s
@@ -33,6 +33,7 @@ class Call:
         "id",
         "num_events",
         "num_sends",
+        "spent",
         "worker",
         "_chunks",
         "_error",
@@ -48,6 +49,8 @@ class Call:
         self.worker: Address | None = None  # who works on it; None: nobody yet, or no longer
         self.num_sends = 0
         self.num_events = 0  # that its client has been sent, where they are numbered
+        self.spent: Spent | None = None
+        """Of a complete one that led to completions."""
         self._generate = generate
         self._journal: dict[int, _Sent] = {}
         self._chunks: list[bytes] = []
@@ -60,11 +63,6 @@ class Call:
     def has_ended(self) -> bool:
         """Complete, and everything was taken. A failed call never is: `take` raises instead."""
         return self._is_complete and not self._chunks
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Those whose chunks have come, of all choices. A call that does not stream has none."""
-        return sum(len(sent.token_ids) for sent in self._journal.values()) // INT32_BYTES
 
     def message(self, attempt: int) -> Generate:
         """The call as a worker must get it this time, so that it goes on where the client's stream is."""
@@ -94,9 +92,9 @@ class Call:
             self._wake()
         return since_s
 
-    def end(self) -> None:
+    def end(self, spent: Spent | None = None) -> None:
         """Nothing follows."""
-        self.worker = None
+        self.worker, self.spent = None, spent
         self._is_complete = True
         self._wake()
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from octavo.services.gateway import stream
 from octavo.services.gateway.auth import SALT
 from octavo.services.gateway.call import Call
+from octavo.services.gateway.kept_events import KeptEvents
 from octavo.services.gateway.manner import OPENAI, Manner
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.workers import Workers
@@ -75,6 +76,18 @@ class Calls:
     def settle(self, call: Call) -> None:
         """End a call, whether it has ended or not."""
         self._workers.settle(call)
+
+    async def replay(self, request: web.Request, events: KeptEvents) -> web.StreamResponse:
+        """Send kept events to a client."""
+        return await stream.answer_stream(request, events, self._metrics, 0.0, OPENAI)
+
+    def note_first_token(self, started_s: float) -> None:
+        """The first events of a call in the background have come."""
+        self._metrics.note_first_token(None, time.monotonic() - started_s)
+
+    def note_end(self, call: Call, started_s: float) -> None:
+        """The whole answer of a call in the background is kept."""
+        self._metrics.note_end(None, call, time.monotonic() - started_s)
 
     def check_model(self, name: str) -> None:
         """Raises NotFound."""

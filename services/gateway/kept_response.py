@@ -1,6 +1,7 @@
 """KeptResponse: one response of the Responses API on its way into the store."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -33,6 +34,7 @@ class KeptResponse:
         self._store, self._tenant = store, generate.salt
         self._generate, self._wanted = generate, wanted
         self.id = self.begun("queued").id
+        self.keeps_events = bool(wanted.stream and wanted.background)
 
     def begun(self, status: Literal["queued", "in_progress"]) -> Response:
         """The response before there is any output."""
@@ -43,21 +45,32 @@ class KeptResponse:
         """Note that it is being worked on. Raises Unavailable."""
         record = self._record(msgspec.json.encode(self.begun("in_progress")))
         try:
-            await asyncio.to_thread(self._store.begin, self._tenant, self.id, record)
+            await asyncio.to_thread(self._store.begin, self._tenant, self.id, record, self.keeps_events)
         except OSError as error:
-            raise Unavailable(f"the response cannot be kept: {error.strerror}", retry_after_s=RETRY_AFTER_S) from None
+            raise _cannot_be_kept(error) from None
 
     async def touch(self) -> bool:
         """False: nobody waits for it any more."""
         return await asyncio.to_thread(self._store.touch, self._tenant, self.id)
 
+    async def add_events(self, events: bytes) -> bool:
+        """Keep events for those who ask for them. False: the response has been deleted. Raises Unavailable."""
+        try:
+            return await asyncio.to_thread(self._store.add_events, self._tenant, self.id, events)
+        except OSError as error:
+            raise _cannot_be_kept(error) from None
+
     async def fail(self, error: RequestError, num_events: int) -> bytes:
         if isinstance(error, InvalidRequest):
             error = in_words_of(self._wanted, error)
         failed = msgspec.structs.replace(self.begun("in_progress"), status="failed", error=failure_of(error))
+        fields = {"type": "response.failed", "sequence_number": num_events, "response": failed}
+        event = b"event: response.failed\ndata: " + msgspec.json.encode(fields) + b"\n\n"
+        if self.keeps_events:
+            with contextlib.suppress(Unavailable):
+                await self.add_events(event)
         await self._end(msgspec.json.encode(failed))
-        event = {"type": "response.failed", "sequence_number": num_events, "response": failed}
-        return b"event: response.failed\ndata: " + msgspec.json.encode(event) + b"\n\n"
+        return event
 
     async def finish(self, last: bytes) -> None:
         if self._wanted.stream:
@@ -77,6 +90,10 @@ class KeptResponse:
     def _record(self, response: bytes) -> Record:
         items = list_items(self._wanted.items, self.id)
         return Record(msgspec.Raw(response), msgspec.Raw(msgspec.json.encode(items)))
+
+
+def _cannot_be_kept(error: OSError) -> Unavailable:
+    return Unavailable(f"the response cannot be kept: {error.strerror}", retry_after_s=RETRY_AFTER_S)
 
 
 def list_items(items: Sequence[InputItem], response: str) -> list[InputItem]:

@@ -45,15 +45,20 @@ class Metrics:
         self._choices.observe(wanted.n or 1)
         traces.note_request(request, wanted, self._config.model_names[0])
 
-    def note_first_token(self, request: web.Request, seconds: float) -> None:
-        """The first chunk of a streamed request has come, so long after its headers."""
-        self._first_token.observe(seconds)
-        traces.note(request, {"gen_ai.latency.time_to_first_token": seconds})
+    def note_first_token(self, request: web.Request | None, seconds: float) -> None:
+        """The first chunk of a streamed request has come, so long after its headers.
 
-    def note_end(self, request: web.Request, call: Call, seconds: float, body: bytes = b"") -> None:
-        """The last byte of a whole answer has been sent, so long after the request's headers."""
+        request: None for one in the background, whose span does not wait for it.
+        """
+        self._first_token.observe(seconds)
+        if request is not None:
+            traces.note(request, {"gen_ai.latency.time_to_first_token": seconds})
+
+    def note_end(self, request: web.Request | None, call: Call, seconds: float) -> None:
+        """The last byte of a whole answer has been sent, or kept, so long after the request's headers. See above."""
         self._latency.observe(seconds)
-        traces.note_end(request, call, seconds, body)
+        if request is not None:
+            traces.note_end(request, call, seconds)
 
     def note_answer(self, route: str, status: int) -> None:
         """A request, of whatever kind, is over."""

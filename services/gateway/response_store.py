@@ -3,7 +3,8 @@
 Each tenant has a folder of its own, bounded by number, bytes and age; the oldest go first. ID.json holds a response
 that has ended. It is made by linking a finished file into place, which one process alone can do: so a response ends
 once, however many gateways want to end it. ID.open holds one that is being worked on in the background; its gateway
-touches it to show that it lives. Everything here blocks: it belongs into threads.
+touches it to show that it lives. ID.events grows by the events of such a one, if it streams. Everything here blocks: it
+belongs into threads.
 """
 
 import errno
@@ -16,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 FREE_BYTES = 2**20  # on the file system, for the sockets and marks of all services
+MAX_READ_BYTES = 2**20  # of events, at once
 STALE_S = 10.0  # untouched for so long, a response's gateway is dead
 
 _ID_SHAPE = re.compile(r"resp_[0-9a-f]{32}")
@@ -52,9 +54,11 @@ class ResponseStore:
         self._folder, self._bounds = folder, bounds
         self._swept_s: dict[Path, float] = {}
 
-    def begin(self, tenant: bytes, id: str, record: Record) -> None:
-        """Note a response that is being worked on. Raises OSError."""
+    def begin(self, tenant: bytes, id: str, record: Record, has_events: bool = False) -> None:
+        """Note a response that is being worked on, with events or without. Raises OSError."""
         made = self._write(tenant, record)
+        if has_events:
+            os.close(os.open(self._path(tenant, id, "events"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         made.rename(self._path(tenant, id, "open"))
 
     def touch(self, tenant: bytes, id: str) -> bool:
@@ -64,6 +68,27 @@ class ResponseStore:
         except FileNotFoundError:
             return False
         return True
+
+    def add_events(self, tenant: bytes, id: str, events: bytes) -> bool:
+        """Keep more of a response's events. False: it has been deleted. Raises OSError."""
+        try:
+            with open(os.open(self._path(tenant, id, "events"), os.O_WRONLY | os.O_APPEND), "wb") as file:
+                return file.write(events) > 0
+        except FileNotFoundError:
+            return False
+
+    def read_events(self, tenant: bytes, id: str, start: int) -> tuple[bytes, bool] | None:
+        """A response's events from a byte on, up to MAX_READ_BYTES, and whether more may follow; None: it has none."""
+        try:
+            touched_s = self._path(tenant, id, "open").stat().st_mtime  # this file goes when the last event is there
+        except FileNotFoundError:
+            touched_s = 0.0
+        try:
+            with self._path(tenant, id, "events").open("rb") as file:
+                file.seek(start)
+                return file.read(MAX_READ_BYTES), time.time() - touched_s <= STALE_S
+        except FileNotFoundError:
+            return None
 
     def end(self, tenant: bytes, id: str, record: Record, was_begun: bool = False) -> bool:
         """Keep a response that has ended. False: it had ended before, or was deleted meanwhile. Raises OSError."""
@@ -107,6 +132,7 @@ class ResponseStore:
                 was_there = True
             except FileNotFoundError:
                 continue
+        self._path(tenant, id, "events").unlink(missing_ok=True)
         return was_there
 
     def _path(self, tenant: bytes, id: str, kind: str) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp.typedefs import Handler
 from octavo.services.gateway.auth import SALT
 from octavo.services.gateway.call import Call
 from octavo.services.gateway.calls import Calls
+from octavo.services.gateway.kept_events import KeptEvents
 from octavo.services.gateway.kept_response import KeptResponse
 from octavo.services.gateway.response_store import Found, Record, ResponseStore
 from octavo.services.gateway.route import CALL_ERRORS, Route, Shape
@@ -25,6 +27,8 @@ GROUP = "Responses"
 MAX_LISTED, LISTED = 100, 20  # items in one answer: at most, and where the client does not say
 LOOK_S = 0.5  # between two looks whether a response in the background is still wanted
 CLOSE_S = 1.0  # for responses in the background to note how they ended
+MAX_EVENTS = 10**9
+_NUMBER = re.compile(r"-?[0-9]{1,10}")
 _LOST = {"code": "server_error", "message": "the gateway that worked on this response has died"}
 
 
@@ -60,7 +64,16 @@ class ResponsesRoutes:
                 events=ResponseEvent,
                 errors=CALL_ERRORS,
             ),
-            _route("GET", "", self.get, "A response that was kept", Response),
+            _route(
+                "GET",
+                "",
+                self.get,
+                "A response that was kept",
+                Response,
+                "Query: stream=true sends the events of one that streams in the background, those that are to come "
+                "included; starting_after, the number of the last one that is known.",
+                ResponseEvent,
+            ),
             _route("DELETE", "", self.delete, "Keep a response no longer", DeletedResponse),
             _route("POST", "/cancel", self.cancel, "End a response in the background", Response),
             _route(
@@ -95,15 +108,21 @@ class ResponsesRoutes:
         except RequestError:
             await asyncio.to_thread(self._store.delete, generate.salt, kept.id)
             raise
-        working = asyncio.create_task(self._work(call, kept))
+        working = asyncio.create_task(self._work(call, kept, started_s))
         self._working.add(working)
         working.add_done_callback(self._working.discard)
+        if wanted.stream:
+            return await self._calls.replay(request, KeptEvents(self._store, generate.salt, kept.id))
         return _json(msgspec.json.encode(kept.begun("queued")))
 
-    async def get(self, request: web.Request) -> web.Response:
-        if request.query.get("stream", "").lower() == "true":
-            raise InvalidRequest("stream: a response is streamed only while it is created", "stream")
-        return _json((await self._find(request)).record.response)
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        found, tenant, id = await self._find(request), request[SALT], request.match_info["id"]
+        if request.query.get("stream", "").lower() != "true":
+            return _json(found.record.response)
+        after = _number(request, "starting_after", -1, -1, MAX_EVENTS)
+        if await asyncio.to_thread(self._store.read_events, tenant, id, 0) is None:
+            raise InvalidRequest("stream: only what was created with background and stream has kept events", "stream")
+        return await self._calls.replay(request, KeptEvents(self._store, tenant, id, after + 1))
 
     async def delete(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
@@ -133,7 +152,7 @@ class ResponsesRoutes:
             if not places:
                 raise InvalidRequest(f"after: no item here has the id {after[:80]!a}", "after")
             items = items[places[0] + 1 :]
-        limit = _limit(request)
+        limit = _number(request, "limit", LISTED, 1, MAX_LISTED)
         shown = items[:limit]
         first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
         return _json(msgspec.json.encode(ItemList(shown, first, last, len(items) > limit)))
@@ -153,21 +172,34 @@ class ResponsesRoutes:
             raise InvalidRequest(f"{name}: {len(items)} items together; at most {MAX_ITEMS} are taken", name)
         return msgspec.structs.replace(wanted, input=items)
 
-    async def _work(self, call: Call, kept: KeptResponse) -> None:
+    async def _work(self, call: Call, kept: KeptResponse, started_s: float) -> None:
         """Wait in the background for a call's answer, while anybody wants it."""
         try:
-            body = await self._take(call, kept)
+            body = await self._take(call, kept, started_s)
             if body is not None:
                 await kept.finish(body)
+                self._calls.note_end(call, started_s)
         except RequestError as error:
-            await kept.fail(error, 0)
+            await kept.fail(error, call.num_events)
         except Exception:
             log.exception("response failed", extra={"response": kept.id})
         finally:
             self._calls.settle(call)
 
-    async def _take(self, call: Call, kept: KeptResponse) -> bytes | None:
-        taking = asyncio.create_task(_body(call))
+    async def _keep_events(self, call: Call, kept: KeptResponse, started_s: float) -> bytes | None:
+        """Returns the last of them; None: the response has been deleted."""
+        last = b""
+        while not call.has_ended:
+            if chunk := await call.take():
+                if not last:
+                    self._calls.note_first_token(started_s)
+                last = chunk
+                if not await kept.add_events(chunk):
+                    return None
+        return last
+
+    async def _take(self, call: Call, kept: KeptResponse, started_s: float) -> bytes | None:
+        taking = asyncio.create_task(self._keep_events(call, kept, started_s) if kept.keeps_events else _body(call))
         try:
             while not (await asyncio.wait({taking}, timeout=LOOK_S))[0]:
                 if not await kept.touch():
@@ -201,7 +233,9 @@ def _is_whole(item: InputItem) -> bool:
     return item.type != "function_call" or item.status == "completed"
 
 
-def _route(method: str, path: str, handler: Handler, summary: str, answer: Shape, text: str = "") -> Route:
+def _route(
+    method: str, path: str, handler: Handler, summary: str, answer: Shape, text: str = "", events: Shape | None = None
+) -> Route:
     """Of one response."""
     return Route(
         method=method,
@@ -212,21 +246,22 @@ def _route(method: str, path: str, handler: Handler, summary: str, answer: Shape
         text=text,
         variables={"id": "of the response, as it was answered"},
         answer=answer,
+        events=events,
         errors=(404,),
     )
 
 
-async def _body(call: Call) -> bytes:
+async def _body(call: Call) -> bytes | None:
     parts = []
     while not call.has_ended:
         parts.append(await call.take())
     return b"".join(parts)
 
 
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", str(LISTED))
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MAX_LISTED):
-        raise InvalidRequest(f"limit: {text[:40]!a} is no number from 1 to {MAX_LISTED}", "limit")
+def _number(request: web.Request, name: str, default: int, least: int, most: int) -> int:
+    text = request.query.get(name, str(default))
+    if not (_NUMBER.fullmatch(text) and least <= int(text) <= most):
+        raise InvalidRequest(f"{name}: {text[:40]!a} is no number from {least} to {most}", name)
     return int(text)
 
 

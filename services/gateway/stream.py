@@ -11,6 +11,7 @@ import time
 from aiohttp import web
 
 from octavo.services.gateway.call import Call
+from octavo.services.gateway.kept_events import KeptEvents
 from octavo.services.gateway.manner import Manner
 from octavo.services.gateway.metrics import Metrics
 from octavo.shared.errors import RequestError
@@ -25,9 +26,9 @@ JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 async def answer_stream(
-    request: web.Request, call: Call, metrics: Metrics, started_s: float, manner: Manner
+    request: web.Request, call: Call | KeptEvents, metrics: Metrics, started_s: float, manner: Manner
 ) -> web.StreamResponse:
-    """Forward a call's chunks as they come, all that are queued in one write.
+    """Forward a call's chunks as they come, all that are queued in one write. Kept events are not counted again.
 
     Raises:
         RequestError: the call failed before its first chunk; afterwards an error is an event of the stream.
@@ -35,7 +36,8 @@ async def answer_stream(
     chunk = b""
     while not chunk and not call.has_ended:
         chunk = await call.take()
-    metrics.note_first_token(request, time.monotonic() - started_s)
+    if isinstance(call, Call):
+        metrics.note_first_token(request, time.monotonic() - started_s)
     response = web.StreamResponse(headers=EVENT_HEADERS)
     try:
         client = await _Client.prepare(request, response)
@@ -50,7 +52,7 @@ async def answer_stream(
             response.force_close()
             await client.write(await manner.fail(error, call.num_events))
         await response.write_eof()
-        if call.has_ended:
+        if call.has_ended and isinstance(call, Call):
             metrics.note_end(request, call, time.monotonic() - started_s)
     except ConnectionError as error:
         log.debug("client gone", extra={"call": call.id.hex(), "reason": str(error)})
@@ -76,7 +78,7 @@ async def answer_whole(
         client = await _Client.prepare(request, response)
         await client.write(body)
         await response.write_eof()
-        metrics.note_end(request, call, time.monotonic() - started_s, body)
+        metrics.note_end(request, call, time.monotonic() - started_s)
     except ConnectionError as error:
         log.debug("client gone", extra={"call": call.id.hex(), "reason": str(error)})
     return response

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import msgspec
 from aiohttp import web
 
 import octavo
@@ -126,31 +125,25 @@ def note_request(request: web.Request, wanted: Options, model: str) -> None:
     note(request, {name: value for name, value in attributes.items() if value is not None})
 
 
-def note_end(request: web.Request, call: Call, seconds: float, body: bytes) -> None:
-    """A whole answer was sent.
-
-    Args:
-        request: whose it is.
-        call: its call.
-        seconds: since its headers.
-        body: the answer, if it was not streamed.
-    """
+def note_end(request: web.Request, call: Call, seconds: float) -> None:
+    """A whole answer was sent, so many seconds after the request's headers."""
     if SPAN not in request:
         return
     attributes: dict[str, int | float] = {"gen_ai.latency.e2e": seconds}
-    num_tokens = call.num_output_tokens
-    if body and (usage := _read_usage(body)) is not None:
-        attributes |= {"gen_ai.usage.prompt_tokens": usage.prompt_tokens}
-        num_tokens = usage.completion_tokens
-    note(request, attributes | {"gen_ai.usage.completion_tokens": num_tokens})
-
-
-def _read_usage(body: bytes) -> "_Usage | None":
-    """What an answer says of its tokens; None if it says nothing that is known here."""
-    try:
-        return msgspec.json.decode(body, type=_Answer).usage
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    spent = call.spent
+    if spent is not None:
+        attributes |= {
+            "gen_ai.usage.prompt_tokens": spent.prompt_tokens,
+            "gen_ai.usage.completion_tokens": spent.output_tokens,
+        }
+        if spent.begin is not None:
+            attributes |= {
+                "gen_ai.latency.time_in_queue": spent.begin.queue_s,
+                "gen_ai.latency.time_in_model_prefill": spent.begin.prefill_s,
+                "gen_ai.latency.time_in_model_decode": spent.decode_s,
+                "gen_ai.latency.time_in_model_inference": spent.begin.prefill_s + spent.decode_s,
+            }
+    note(request, attributes)
 
 
 class _Sparsely(logging.Filter):
@@ -166,12 +159,3 @@ class _Sparsely(logging.Filter):
             return False
         self._next_s = now + COMPLAINTS_S
         return True
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Answer(msgspec.Struct):
-    usage: _Usage | None = None

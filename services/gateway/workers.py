@@ -210,7 +210,7 @@ class Workers:
                 self.inter_token.observe(since_s)
             if place in finished:
                 del worker.calls[call_id]
-                call.end()
+                call.end(text.spent.get(place))
 
     def _wait(self, call: Call) -> None:
         call.worker = None

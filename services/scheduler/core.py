@@ -300,7 +300,7 @@ class Scheduler:
         planner = self.planner
         assert planner is not None
         self._pace.settle(self._now, *self._in_flight.popleft())
-        self._tally.note_result(result.number, self._now)
+        begins = self._tally.note_result(result.number, self._now)
         tokens = unpack(result.token_ids)
         groups = self._group(planner, result.slots)
         starts = [group.starts() for group in groups]
@@ -313,7 +313,7 @@ class Scheduler:
         for group, group_starts in zip(groups, starts, strict=True):
             self._tally.generation_tokens += len(group.ids)
             self._out.to_tokenizers.append(
-                (group.route, group.message(group_starts, tokens, reasons, logprobs, prompt_logprobs))
+                (group.route, group.message(group_starts, tokens, reasons, logprobs, prompt_logprobs, begins))
             )
         for slot, reason in result.failures.items():
             self._refuse(planner.by_slot[slot], reason)

@@ -9,11 +9,12 @@ from typing import TypeVar
 import msgspec
 
 from octavo.services.scheduler.request import Request, has_stopped
-from octavo.shared.messages import INT32_BYTES, RequestId, StepResult, Tokens, pack
+from octavo.shared.messages import INT32_BYTES, Begin, RequestId, StepResult, Tokens, pack
 from octavo.shared.transport import Address
 
 Value = TypeVar("Value")
 _NONE: Mapping[RequestId, bytes] = MappingProxyType({})
+_NO_BEGINS: Mapping[RequestId, Begin] = MappingProxyType({})
 
 
 class TokenizerRows(msgspec.Struct, frozen=True):
@@ -51,14 +52,17 @@ class TokenizerRows(msgspec.Struct, frozen=True):
         reasons: dict[RequestId, str],
         logprobs: Mapping[RequestId, bytes] = _NONE,
         prompt_logprobs: Mapping[RequestId, bytes] = _NONE,
+        begins: Mapping[RequestId, Begin] = _NO_BEGINS,
     ) -> Tokens:
-        """What the tokenizer is told; `reasons` are of all requests that end with this step, logprobs of any."""
+        """What the tokenizer is told; `reasons` are of all requests that end with this step, logprobs of any, `begins`
+        of those that have their first token."""
         finished, of_tokens, of_prompts = (
             self._by_row(reasons),
             self._by_row(logprobs),
             self._by_row(prompt_logprobs),
         )
-        return Tokens(self.ids, starts, b"", pack(self.choose(tokens)), finished, of_tokens, of_prompts)
+        packed = pack(self.choose(tokens))
+        return Tokens(self.ids, starts, b"", packed, finished, of_tokens, of_prompts, self._by_row(begins))
 
     def _by_row(self, values: Mapping[RequestId, Value]) -> dict[int, Value]:
         return {row: values[id] for row, id in enumerate(self.ids) if id in values} if values else {}

@@ -9,7 +9,7 @@ import msgspec
 from octavo.services.scheduler.planner import Planner
 from octavo.services.scheduler.request import Request, State
 from octavo.shared.histogram import Histogram
-from octavo.shared.messages import Stats, Step, unpack
+from octavo.shared.messages import Begin, RequestId, Stats, Step, unpack
 
 
 class Tally:
@@ -50,11 +50,15 @@ class Tally:
             beginning = [each for each in owners if each is not None and each.state is State.DECODING]
             self._begin_in[step.number] = beginning
 
-    def note_result(self, number: int, now: float) -> None:
-        """The result of a step has come; none of its requests has ended yet."""
+    def note_result(self, number: int, now: float) -> dict[RequestId, Begin]:
+        """The result of a step has come; none of its requests has ended yet. Returns what is new of first tokens."""
+        begins = {}
         for request in self._begin_in.pop(number, ()):
             if request.first_token_s is None:
                 request.first_token_s = now
+                if request.arrived_s is not None and request.admitted_s is not None:
+                    begins[request.id] = Begin(request.admitted_s - request.arrived_s, now - request.admitted_s)
+        return begins
 
     def note_end(self, request: Request, reason: str, now: float) -> None:
         """A request is over.

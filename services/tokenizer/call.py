@@ -1,10 +1,11 @@
 """One call as the tokenizer sees it: its choices, and the bytes that answer it."""
 
+import time
 from collections.abc import Sequence
 
 from octavo.services.tokenizer.answers.common import Answer, Delta, Usage
 from octavo.services.tokenizer.choice import Choice
-from octavo.shared.messages import CallId, Generate, pack
+from octavo.shared.messages import Begin, CallId, Generate, Spent, pack
 from octavo.shared.openai import Options
 
 
@@ -27,10 +28,23 @@ class Call:
         self._answer = answer
         stream_options = options.stream_options
         self._tells_usage = stream_options is not None and stream_options.continuous_usage_stats
+        self._begin: Begin | None = None
+        self._began_s = 0.0
 
     @property
     def is_finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self.choices)
+
+    def note_begin(self, begin: Begin) -> None:
+        """A choice has its first token."""
+        if self._begin is None:
+            self._begin, self._began_s = begin, time.monotonic()
+
+    def spent(self) -> Spent:
+        """What it has come to. To be asked when it has just finished."""
+        usage = self._usage()
+        decode_s = 0.0 if self._begin is None else time.monotonic() - self._began_s
+        return Spent(usage.prompt_tokens, usage.completion_tokens, self._begin, decode_s)
 
     def show(self, choice: Choice, text: str) -> Emitted | None:
         """The chunk for new tokens of a choice, if it streams; the last one ends the call.

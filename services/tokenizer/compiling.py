@@ -4,8 +4,10 @@ from pathlib import Path
 
 import msgspec
 
+from octavo.services.tokenizer.grammar_worker import Limits
 from octavo.services.tokenizer.grammars import Compiler, about
 from octavo.services.tokenizer.vocabulary import Vocabulary
+from octavo.shared.config import Config
 from octavo.shared.errors import InvalidRequest, RequestError
 from octavo.shared.grammar import GrammarSpec
 from octavo.shared.messages import CallId, Generate, ModelInfo
@@ -23,9 +25,9 @@ class Waiting(msgspec.Struct, frozen=True):
 class Compiling:
     """The grammars of one tokenizer's calls."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary | None) -> None:
-        """folder: the runtime folder, where an executor finds what is compiled."""
-        self._folder, self._vocabulary = folder, vocabulary
+    def __init__(self, folder: Path, vocabulary: Vocabulary | None, limits: Limits | None = None) -> None:
+        """folder: the runtime folder, where an executor finds what is compiled. limits: None for the usual ones."""
+        self._folder, self._vocabulary, self._limits = folder, vocabulary, limits
         self._compiler: Compiler | None = None
         self._width = 0
         self._waiting: dict[str, dict[CallId, Waiting]] = {}
@@ -83,6 +85,11 @@ class Compiling:
             raise InvalidRequest("this model has no tokenizer, which a grammar needs")
         if self._compiler is None or self._width != model.vocab_size:
             self.close()
-            self._compiler = Compiler(self._folder, self._vocabulary, model.vocab_size)
+            self._compiler = Compiler(self._folder, self._vocabulary, model.vocab_size, self._limits)
             self._width = model.vocab_size
         return self._compiler
+
+
+def limits_of(config: Config) -> Limits:
+    """Of each grammar, as the operator wants them."""
+    return Limits(compile_s=config.max_grammar_compile_s, memory_bytes=config.max_grammar_compile_mib << 20)

@@ -180,6 +180,8 @@ class TokenizerCore:
                 logprobs = message.logprobs.get(index, b"") if message.logprobs else b""
                 if message.prompt_logprobs and index in message.prompt_logprobs:
                     known[1].prompt_logprobs = message.prompt_logprobs[index]
+                if message.begins and index in message.begins:
+                    known[0].note_begin(message.begins[index])
                 self._take(known[0], known[1], start, tokens[place : place + count], reason, logprobs)
             place += count
 
@@ -233,15 +235,17 @@ class TokenizerCore:
 
 def _make_text(entries: list[tuple[Call, Emitted]]) -> Text:
     num_events = [emitted[4] for _, emitted in entries]
+    finished = _last_of_finished(entries)
     return Text(
         ids=[call.id for call, _ in entries],
         chunks=[emitted[0] for _, emitted in entries],
         choices=[emitted[1] for _, emitted in entries],
         token_ids=[emitted[2] for _, emitted in entries],
         num_chars=[emitted[3] for _, emitted in entries],
-        finished=_last_of_finished(entries),
+        finished=finished,
         attempts=[call.attempt for call, _ in entries],
         num_events=num_events if any(num_events) else [],
+        spent={place: entries[place][0].spent() for place in finished},
     )
 
 

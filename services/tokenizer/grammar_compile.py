@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -61,7 +62,7 @@ def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
     """The compiled grammar as xgrammar serializes it. Raises Unfit, and MemoryError."""
     warnings = _catch_standard_error()
     try:
-        compiled = _compile(spec, tokens.compiler)
+        compiled = compile_untried(spec, tokens.compiler)
         for warning in _WARNING.findall(_read(warnings)):
             if not warning.startswith(_HARMLESS):
                 raise Unfit(warning)
@@ -74,12 +75,17 @@ def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
         raise Unfit(_NOISE.sub("", message).partition("\n")[0][:400]) from None
 
 
-def _compile(spec: GrammarSpec, compiler: Any) -> Any:
+def compile_untried(spec: GrammarSpec, compiler: Any) -> Any:
     """xgrammar.CompiledGrammar. Raises Unfit, and RuntimeError as xgrammar does."""
-    if spec.kind == "json_schema":
-        unsupported = find_unsupported(_decode(spec.value))
-        if unsupported is not None:
+    decoded = _decode(spec.value) if spec.kind in ("json_schema", "structural_tag") else None
+    for schema in [decoded] if spec.kind == "json_schema" else _schemas_in(decoded):
+        if (unsupported := find_unsupported(schema)) is not None:
             raise Unfit(unsupported)
+    if spec.lead:
+        elements = [_decode(spec.lead), {"type": "grammar", "grammar": _ebnf(spec)}]
+        whole = {"type": "structural_tag", "format": {"type": "sequence", "elements": elements}}
+        return compiler.compile_structural_tag(msgspec.json.encode(whole).decode())
+    if spec.kind == "json_schema":
         return compiler.compile_json_schema(spec.value, any_whitespace=spec.any_whitespace, strict_mode=spec.strict)
     if spec.kind == "json_object":
         return compiler.compile_json_schema('{"type":"object"}', any_whitespace=spec.any_whitespace, strict_mode=False)
@@ -90,6 +96,30 @@ def _compile(spec: GrammarSpec, compiler: Any) -> Any:
     if spec.kind == "ebnf":
         return compiler.compile_grammar(spec.value)
     return compiler.compile_structural_tag(spec.value)
+
+
+def _ebnf(spec: GrammarSpec) -> str:
+    """The text of a grammar, to be a part of a structural tag."""
+    grammar = load_xgrammar().Grammar
+    if spec.kind == "json_schema":
+        return str(grammar.from_json_schema(spec.value, any_whitespace=spec.any_whitespace, strict_mode=spec.strict))
+    if spec.kind == "regex":
+        return str(grammar.from_regex(spec.value))
+    if spec.kind == "choice":
+        return _choice_grammar(_decode(spec.value))
+    assert spec.kind == "ebnf", f"a grammar of kind {spec.kind} has no lead"
+    return spec.value
+
+
+def _schemas_in(tag: object) -> Iterator[object]:
+    """The JSON schemas of a structural tag, or of a part of one."""
+    if isinstance(tag, list):
+        for each in tag:
+            yield from _schemas_in(each)
+    elif isinstance(tag, dict):
+        yield from (tag[name] for name in ("json_schema", "schema") if name in tag)
+        for name in ("format", "structures", "elements", "content", "tags", "rules"):
+            yield from _schemas_in(tag.get(name))
 
 
 def _decode(text: str) -> object:

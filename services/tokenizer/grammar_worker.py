@@ -179,10 +179,12 @@ class _Worker:
             if was_quick and self._limits.compile_s > QUICK_S:
                 self._slow.append((lane.job, time.monotonic()))
                 return
-            error = InvalidRequest(f"the grammar took longer than {self._limits.compile_s:g} s to compile")
+            limit = f"{self._limits.compile_s:g} s of CPU time to compile (--max-grammar-compile-s)"
+            error = InvalidRequest(f"the grammar took longer than {limit}")
         else:
             code = os.waitstatus_to_exitcode(status)
-            error = InvalidRequest(f"the grammar is too much for the compiler, which ended with code {code}")
+            sentence = f"the grammar is too much for the compiler, which ended with code {code}"
+            error = InvalidRequest(f"{sentence}; it may take {_memory(self._limits)}")
         _answer(Answer(lane.job.key, error.info()))
 
     def _refuse_what_waited_too_long(self, now: float) -> None:
@@ -216,7 +218,7 @@ def _compile_and_exit(
     except Unfit as unfit:
         error = InvalidRequest(str(unfit))
     except MemoryError:
-        error = InvalidRequest(f"the grammar takes more than {limits.memory_bytes >> 20} MiB to compile")
+        error = InvalidRequest(f"the grammar takes more than {_memory(limits)} to compile")
     except RecursionError:
         error = InvalidRequest("the grammar is nested too deeply")
     except RequestError as refused:
@@ -227,6 +229,10 @@ def _compile_and_exit(
         error = Internal(f"the grammar could not be compiled: {type(unknown).__name__}")
     os.write(pipe, msgspec.json.encode(Answer(job.key, None if error is None else error.info())))
     os._exit(0)
+
+
+def _memory(limits: Limits) -> str:
+    return f"{limits.memory_bytes >> 20} MiB (--max-grammar-compile-mib)"
 
 
 def make_room(folder: Path, num_bytes: int, limits: Limits) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from octavo.services.tokenizer.leads import HarmonyLead, Lead, Marker, ThinkLead
 from octavo.services.tokenizer.parsing.formats import REASONING_FORMATS, ThinkFormat
 from octavo.services.tokenizer.parsing.parser import OutputParser, make_parser, markers
 from octavo.services.tokenizer.vocabulary import Vocabulary
@@ -20,6 +21,7 @@ _TOOLS_BY_MARKUP: tuple[tuple[str, str], ...] = (
     ("<function=", "qwen3_coder"),
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call_start|>", "lfm2"),
+    ("<arg_key>", "glm45"),
     ("<tool_call>", "hermes"),
     ("<|python_tag|>", "llama3_json"),
     ('"parameters": dictionary of argument name', "llama3_json"),
@@ -74,10 +76,15 @@ class Parsers:
             return _NO_IDS
         return self._shown if self._format_of(options) else self._shown_thinking
 
-    def thinks(self, prompt: str) -> bool:
-        """The completion behind a rendered prompt begins with reasoning, or may, and ends it with a tag of text."""
-        has_tags = self.reasoning_format is not None and not self._is_harmony and _THOUGHT[0] not in self._special
-        return has_tags and prompt != "" and not prompt.rstrip().endswith(_THOUGHT)
+    def lead(self, prompt: str) -> Lead | None:
+        """What the completion behind a rendered prompt may say before the part that a grammar is for, if anything."""
+        if self._is_harmony:
+            if not prompt.rstrip().endswith("<|start|>assistant"):
+                return None
+            names = ("start", "channel", "constrain", "message", "end")
+            return HarmonyLead(*(self._marker(f"<|{name}|>") for name in names))
+        tags = self.thinking_tags(prompt)
+        return None if tags is None else ThinkLead(*map(self._marker, tags))
 
     def thinking_tags(self, prompt: str) -> tuple[str, str] | None:
         """How reasoning begins and ends in the completion behind a rendered prompt; "" for a beginning in the prompt.
@@ -96,6 +103,9 @@ class Parsers:
         if options.tool_choice in (None, "auto"):
             return self.tool_format
         return self.tool_format if self._is_harmony else "json"  # the grammar sees to it
+
+    def _marker(self, text: str) -> Marker:
+        return self._special.get(text, text)
 
     def _ids(self, texts: Sequence[str] | frozenset[str]) -> frozenset[int]:
         return frozenset(self._special[text] for text in texts if text in self._special)

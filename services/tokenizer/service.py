@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from octavo.services.tokenizer.compiling import Compiling
+from octavo.services.tokenizer.compiling import Compiling, limits_of
 from octavo.services.tokenizer.core import ASK_AGAIN_S, Outbox, TokenizerCore
 from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
@@ -43,7 +43,7 @@ def serve(config: Config, folder: Path, index: int) -> None:
     """Run until SIGTERM."""
     stop, watch, context = StopFlag(), Stopwatch(), new_context()
     workshop = load_workshop(config)
-    compiling = Compiling(folder, workshop.vocabulary)
+    compiling = Compiling(folder, workshop.vocabulary, limits_of(config))
     watch.report("tokenizer")
     keep_what_is_loaded()
     gateways: list[Link[Message]] = [

@@ -7,6 +7,7 @@ model's files or the operator, never from a request.
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -233,8 +234,18 @@ def _render(template: jinja2.Template, context: Mapping[str, object]) -> str:
         raise InvalidRequest(f"the chat template refuses the messages: {error}", param="messages") from error
     except _PYTHON_ERRORS as error:
         kind = type(error).__name__  # its text may quote the server's memory
-        raise InvalidRequest(f"the chat template cannot render these messages ({kind})", param="messages") from error
+        sentence = f"the model's chat template cannot render these messages: {kind}{_place_of(error)}"
+        if context["tools"]:
+            sentence += "; it may without the tools, or with other ones"
+        raise InvalidRequest(sentence, param="messages") from error
     return "".join(pieces)
+
+
+def _place_of(error: BaseException) -> str:
+    """Which line of a template raised, as jinja2 has written it into the traceback; "" if that does not tell."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename in ("<template>", "<unknown>")]
+    return f" at its line {lines[-1]}" if lines else ""
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:

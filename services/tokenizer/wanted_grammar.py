@@ -1,10 +1,11 @@
 """Which grammar a request's completions must follow: of its answer's form, or of the tools that it must call."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from octavo.services.tokenizer.leads import HarmonyLead, Lead
 from octavo.shared.errors import InvalidRequest
 from octavo.shared.grammar import MAX_CHOICES, GrammarSpec, json_text
 from octavo.shared.openai import ChatRequest, Options
@@ -14,29 +15,38 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _ANY_DOCUMENT = GrammarSpec("json_schema", json_text(_ANY_OBJECT), any_whitespace=False, strict=False)
 
 
-def wanted_grammar(options: Options, thinks: bool) -> tuple[GrammarSpec, str] | None:
+def wanted_grammar(options: Options, lead: Lead | None) -> tuple[GrammarSpec, str] | None:
     """The grammar, and the request's field that asks for it; None where text is free.
 
-    thinks: the completion may begin with reasoning, which is free.
+    lead: what the completion may begin with, which is free.
     Raises InvalidRequest.
     """
-    found = _of_tools(options) or _of_form(options)
-    if found is None or not thinks:
+    functions = _to_be_called(options)
+    if functions and isinstance(lead, HarmonyLead):
+        calls = lead.calling({each.name: each.parameters or _ANY_OBJECT for each in functions})
+        return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": calls})), "tools"
+    found = (_of_calls(options, functions), "tools") if functions else _of_form(options)
+    if found is None or lead is None or found[0].kind == "structural_tag":  # which says itself what is free
         return found
-    return _behind_reasoning(found[0]), found[1]
+    return msgspec.structs.replace(found[0], lead=json_text(lead.format)), found[1]
 
 
-def _of_tools(options: Options) -> tuple[GrammarSpec, str] | None:
-    """Where a tool must be called."""
+def _to_be_called(options: Options) -> list[FunctionSpec]:
+    """The functions of which one must be called; none where none must."""
     if not isinstance(options, ChatRequest) or not options.tools:
-        return None
+        return []
     functions = [tool.function for tool in options.tools]
     choice = options.tool_choice
     if isinstance(choice, NamedTool):
-        [function] = [each for each in functions if each.name == choice.function.name]
-        return _of_schema(function.parameters or {"type": "object"}), "tools"
-    if choice != "required":
-        return None
+        return [each for each in functions if each.name == choice.function.name]
+    return functions if choice == "required" else []
+
+
+def _of_calls(options: Options, functions: Sequence[FunctionSpec]) -> GrammarSpec:
+    """Calls as the parser "json" reads them; of a named function the arguments alone."""
+    assert isinstance(options, ChatRequest), "others have no tools"
+    if isinstance(options.tool_choice, NamedTool):
+        return _of_schema(functions[0].parameters or _ANY_OBJECT)
     schema: dict[str, Any] = {
         "type": "array",
         "minItems": 1,
@@ -50,7 +60,7 @@ def _of_tools(options: Options) -> tuple[GrammarSpec, str] | None:
         }
         if shared:
             schema[name] = shared
-    return _of_schema(schema), "tools"
+    return _of_schema(schema)
 
 
 def _call_of(function: FunctionSpec) -> dict[str, Any]:
@@ -111,25 +121,3 @@ def _of_schema(schema: object, strict: bool = True) -> GrammarSpec:
     """White space is one space behind commas and colons: where any is allowed, models lose themselves in it."""
     text = schema if isinstance(schema, str) else json_text(schema)
     return GrammarSpec("json_schema", text, any_whitespace=False, strict=strict)
-
-
-def _behind_reasoning(spec: GrammarSpec) -> GrammarSpec:
-    """Any text up to the end of reasoning, then what the grammar allows; or that at once."""
-    form: Mapping[str, Any]
-    if spec.kind == "json_schema":
-        form = {"type": "json_schema", "json_schema": msgspec.json.decode(spec.value)}
-    elif spec.kind == "regex":
-        form = {"type": "regex", "pattern": spec.value}
-    elif spec.kind == "ebnf":
-        form = {"type": "grammar", "grammar": spec.value}
-    elif spec.kind == "choice":
-        form = {
-            "type": "or",
-            "elements": [{"type": "const_string", "value": each} for each in msgspec.json.decode(spec.value)],
-        }
-    else:
-        return spec  # a structural tag says itself what is free
-    thought = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "</think>"}
-    lines = {"type": "regex", "pattern": r"\n*"}
-    thoughtful = {"type": "sequence", "elements": [thought, lines, form]}
-    return GrammarSpec("structural_tag", json_text({"type": "structural_tag", "format": thoughtful}))

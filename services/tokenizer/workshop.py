@@ -47,7 +47,7 @@ class Workshop:
 
     def grammar(self, options: Options, prompts: list[Prompt]) -> tuple[GrammarSpec, str] | None:
         """That a request's completions must follow, and the field that asks for it. Raises InvalidRequest."""
-        return wanted_grammar(options, self._parsers.thinks(prompts[0].rendered))
+        return wanted_grammar(options, self._parsers.lead(prompts[0].rendered))
 
     def call(
         self,

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.gateway.harness import CHAT_BODY, MODEL, Running, running, until, until_ready
 from tests.tools.fake_tokenizer import DONE, FakeTokenizer, nothing, text
 
 from octavo.services.gateway.traces import Traces
 from octavo.shared.errors import ConfigError
-from octavo.shared.messages import TO_GATEWAY, Generate
+from octavo.shared.messages import TO_GATEWAY, Begin, Generate, Spent
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -69,11 +70,14 @@ def collector() -> Iterator[Collector]:
 
 
 def answer(generate: Generate) -> list[TO_GATEWAY]:
-    """Two tokens and three if it streams, else a body with its usage."""
+    """Two chunks, or one body; what it has come to; what another worker began lacks times."""
     if b'"stream": true' in generate.body:
         chunks = (b"data: 1\n\n", [1, 2]), (b"data: 2\n\n", [3, 4, 5])
-        return [*(text(generate, chunk, token_ids=ids) for chunk, ids in chunks), text(generate, DONE, is_last=True)]
-    return [text(generate, b'{"usage": {"prompt_tokens": 11, "completion_tokens": 6}}', is_last=True)]
+        last = msgspec.structs.replace(
+            text(generate, DONE, is_last=True), spent={0: Spent(9, 5, Begin(0.25, 0.5), decode_s=2.0)}
+        )
+        return [*(text(generate, chunk, token_ids=ids) for chunk, ids in chunks), last]
+    return [msgspec.structs.replace(text(generate, b"{}", is_last=True), spent={0: Spent(11, 6)})]
 
 
 async def ask(server: Running, headers: dict[str, str], **options: object) -> int:
@@ -114,10 +118,16 @@ def test_each_request_is_a_span_in_the_trace_of_its_client(tmp_path: Path, colle
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.top_p": 0.75,
         "gen_ai.request.n": 1,
+        "gen_ai.usage.prompt_tokens": 9,
         "gen_ai.usage.completion_tokens": 5,
+        "gen_ai.latency.time_in_queue": 0.25,
+        "gen_ai.latency.time_in_model_prefill": 0.5,
+        "gen_ai.latency.time_in_model_decode": 2.0,
+        "gen_ai.latency.time_in_model_inference": 2.5,
     }
     assert whole[1] != TRACE and whole[2] == ""
     assert (whole[4]["gen_ai.usage.prompt_tokens"], whole[4]["gen_ai.usage.completion_tokens"]) == (11, 6)
+    assert not any("time_in" in name for name in whole[4])
     assert (refused[4]["http.response.status_code"], refused[4]["error.type"]) == (400, "400")
     assert "gen_ai.latency.e2e" not in refused[4]
 

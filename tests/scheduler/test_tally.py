@@ -15,7 +15,7 @@ from tests.scheduler.harness import (
 )
 
 from octavo.services.scheduler.core import Inbox
-from octavo.shared.messages import Cancel, Stats, pack
+from octavo.shared.messages import Begin, Cancel, Stats, Tokens, pack
 
 
 def observed(rig: SchedulerRig) -> dict[str, tuple[int, float]]:
@@ -48,6 +48,8 @@ def test_a_request_s_life_is_queue_prefill_and_decode() -> None:
     assert times["request_prompt_tokens"] == times["request_prefill_kv_computed_tokens"] == (2, 24.0)
     assert times["request_generation_tokens"] == times["request_params_max_tokens"] == (2, 7.0)
     assert ends(rig) == (0, 2, 0, 0)
+    told = [message.begins for _, message in rig.sent if isinstance(message, Tokens) and message.begins]
+    assert told == [{0: Begin(0.0, 1.0)}, {0: Begin(2.0, 3.0)}], "tokenizers hear of it with first tokens"
 
 
 def test_a_completion_of_one_token_has_no_time_per_token() -> None:

@@ -12,6 +12,7 @@ from octavo.services.tokenizer.parsers import Parsers
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.services.tokenizer.workshop import Workshop
 from octavo.shared.messages import (
+    Begin,
     CallFailed,
     CallId,
     Cancel,
@@ -22,6 +23,7 @@ from octavo.shared.messages import (
     Progress,
     Ready,
     RequestId,
+    Spent,
     Text,
     Tokens,
     pack,
@@ -92,11 +94,19 @@ class Pipeline:
         self.collect()
         return self.enqueued[num_before:]
 
-    def tokens(self, request: RequestId, start: int, token_ids: Sequence[int], reason: str | None = None) -> None:
+    def tokens(
+        self,
+        request: RequestId,
+        start: int,
+        token_ids: Sequence[int],
+        reason: str | None = None,
+        begin: Begin | None = None,
+    ) -> None:
         """Tokens of one request, from a place in its completion on."""
         finished = {} if reason is None else {0: reason}
+        begins = {} if begin is None else {0: begin}
         counts = pack([len(token_ids)])
-        self.core.hear_scheduler(Tokens([request], pack([start]), counts, pack(token_ids), finished))
+        self.core.hear_scheduler(Tokens([request], pack([start]), counts, pack(token_ids), finished, begins=begins))
         self.collect()
 
     def collect(self) -> None:
@@ -122,6 +132,13 @@ class Pipeline:
             for text in self.texts
             for entry in zip(text.chunks, text.choices, text.token_ids, text.num_chars, strict=True)
         ]
+
+    @property
+    def spent(self) -> Spent:
+        """What the one call that has ended came to."""
+        [(place, spent)] = [each for text in self.texts for each in text.spent.items()]
+        assert place in self.texts[-1].finished
+        return spent
 
     @property
     def is_finished(self) -> bool:

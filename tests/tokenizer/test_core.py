@@ -1,5 +1,7 @@
 """The tokenizer's core: calls become requests, tokens become text, and both survive what can go wrong."""
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import assume, given, settings
@@ -21,7 +23,7 @@ from tests.tokenizer.core_harness import (
 )
 
 from octavo.shared.errors import ErrorInfo
-from octavo.shared.messages import CancelCall, Generate, Heartbeat, Ready, Refused, Stats, request_id, unpack
+from octavo.shared.messages import Begin, CancelCall, Generate, Heartbeat, Ready, Refused, Stats, request_id, unpack
 from octavo.shared.prefix_hash import hash_blocks, root_hash
 
 FIRST = request_id(CALL, 0)
@@ -69,6 +71,37 @@ def test_a_character_is_not_sent_before_its_last_byte_is_there() -> None:
     pipeline.tokens(FIRST, 1, rest)
     assert Read(pipeline.chunks).text == "\N{GRINNING FACE}"
     assert [unpack(each[2]).tolist() for each in pipeline.chunks] == [[first], rest]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("completion", {"prompt": "Hi"}),
+        ("chat", {"messages": [{"role": "user", "content": "Hi"}]}),
+        ("responses", {"input": "Hi"}),
+        ("messages", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}),
+    ],
+)
+def test_the_end_of_a_call_says_what_it_came_to(endpoint: str, fields: dict[str, object], streams: bool) -> None:
+    pipeline = Pipeline()
+    body = json.dumps(fields | {"stream": streams}).encode()
+    [request] = pipeline.send(Generate(CALL, endpoint, body, 1, "model"))
+    pipeline.tokens(FIRST, 0, encode("y"), begin=Begin(0.25, 0.5))
+    pipeline.tokens(FIRST, 1, encode("es"))
+    pipeline.tokens(FIRST, 3, [END], "stop")
+    spent = pipeline.spent
+    assert (spent.prompt_tokens, spent.output_tokens) == (len(unpack(request.prompt_ids)), 4)
+    assert spent.begin == Begin(0.25, 0.5) and 0 < spent.decode_s < 5
+
+
+def test_of_several_choices_the_one_that_begins_first_tells_of_the_beginning() -> None:
+    pipeline = Pipeline()
+    pipeline.send(completion(n=2, prompt="Hi", max_tokens=1))
+    pipeline.tokens(request_id(CALL, 1), 0, encode("a"), "length", Begin(1.0, 2.0))
+    pipeline.tokens(FIRST, 0, encode("b"), "length", Begin(3.0, 4.0))
+    spent = pipeline.spent
+    assert (spent.prompt_tokens, spent.output_tokens, spent.begin) == (2, 2, Begin(1.0, 2.0))
 
 
 def test_prompts_and_choices_are_numbered_prompt_by_prompt() -> None:

@@ -85,6 +85,8 @@ def test_special_tokens_that_are_markup_are_shown_to_the_parser_alone() -> None:
     [
         ("Qwen-Qwen3-0.6B", "hermes", "qwen3"),
         ("Qwen3-Coder", "qwen3_coder", None),
+        ("GLM-4.6", "glm45", "qwen3"),
+        ("GLM-4.7-Flash", "glm45", "qwen3"),
         ("meta-llama-Llama-3.2-3B-Instruct", "llama3_json", None),
         ("mistralai-Mistral-Nemo-Instruct-2407", "mistral", None),
         ("deepseek-ai-DeepSeek-V3.1", "deepseek_v3", "qwen3"),

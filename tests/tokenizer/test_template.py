@@ -183,9 +183,9 @@ def test_a_broken_template_is_the_models_error() -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% set n = namespace(__class__=1) %}", "begins with _"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ 'a' + 1 }}", r"cannot render these messages \(TypeError\)"),
-        ("{{ 1 // 0 }}", r"cannot render these messages \(ZeroDivisionError\)"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", r"\(RecursionError\)"),
+        ("{{ 'a' + 1 }}", "cannot render these messages: TypeError at its line 1$"),
+        ("a\n{{ 1 // 0 }}", "cannot render these messages: ZeroDivisionError at its line 2$"),
+        ("{% macro f() %}\n{{ f() }}{% endmacro %}{{ f() }}", r"RecursionError at its line \d$"),
         ("{% for i in range(10000) %}{{ 'a' * 1000 }}{% endfor %}", "over 8388608 characters"),
         (
             "{% if messages[0].content == 'slow' %}"
@@ -201,6 +201,42 @@ def test_what_goes_wrong_in_a_template_is_an_invalid_request(source: str, messag
         template.render([{"role": "user", "content": "slow"}])
 
     assert raised.value.param == "messages"
+
+
+def _tool_with(parameter: Message) -> Message:
+    properties = {"a": {**parameter, "description": "x"}}
+    function = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": properties}}
+    return {"type": "function", "function": function}
+
+
+@pytest.mark.skipif(not _TEMPLATES, reason="needs the chat templates of the shared data folder")
+@pytest.mark.parametrize(
+    ("name", "parameter", "fault"),
+    [
+        ("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", {"type": "array", "items": {"type": "string"}}, None),
+        (
+            "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+            {"type": ["string", "null"]},
+            r"RecursionError at its line \d+; it may without",
+        ),
+        ("llama-cpp-deepseek-r1", {"type": "string"}, "TypeError at its line 12; it may without the tools"),
+    ],
+)
+def test_a_real_template_that_fails_at_tools_fails_in_transformers_too_and_is_named(
+    name: str, parameter: Message, fault: str | None
+) -> None:
+    [path] = [path for path in _TEMPLATES if path.stem == name]
+    source, tools = path.read_text(encoding="utf-8"), [_tool_with(parameter)]
+    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+
+    expected = _by_transformers(source, [_QUESTION], tools=tools)
+
+    assert (expected is None) == (fault is not None)
+    if fault is None:
+        assert template.render([_QUESTION], tools=tools, add_generation_prompt=False) == expected
+    else:
+        with pytest.raises(InvalidRequest, match=fault):
+            template.render([_QUESTION], tools=tools)
 
 
 def test_a_request_may_set_what_the_template_asks_for() -> None:

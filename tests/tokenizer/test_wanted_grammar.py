@@ -18,8 +18,8 @@ TOOLS = [
 ]
 
 
-def wanted(options: Options, thinks: bool = False) -> GrammarSpec | None:
-    found = wanted_grammar(options, thinks)
+def wanted(options: Options) -> GrammarSpec | None:
+    found = wanted_grammar(options, None)
     return None if found is None else found[0]
 
 
@@ -45,8 +45,8 @@ def test_the_forms_of_openai_and_of_vllm() -> None:
 def test_the_field_that_asks_is_named() -> None:
     named = {"type": "function", "function": {"name": "stop"}}
     fields = ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}})
-    found = [wanted_grammar(chat(**each), False) for each in fields]
-    found.append(wanted_grammar(chat(tools=TOOLS, tool_choice=named), False))
+    found = [wanted_grammar(chat(**each), None) for each in fields]
+    found.append(wanted_grammar(chat(tools=TOOLS, tool_choice=named), None))
     assert [each[1] for each in found if each] == ["response_format", "structured_outputs", "tools"]
 
 
@@ -62,13 +62,6 @@ def test_a_call_that_must_come_is_one_of_the_tools_with_its_arguments() -> None:
     assert single is not None
     twice = [{"name": "stop", "parameters": {}}] * 2
     assert not jsonschema.Draft202012Validator(json.loads(single.value)).is_valid(twice)
-
-
-def test_reasoning_comes_before_the_form_and_is_free() -> None:
-    found = wanted(chat(response_format={"type": "json_object"}), thinks=True)
-    assert found is not None and found.kind == "structural_tag"
-    thought, _, form = json.loads(found.value)["format"]["elements"]
-    assert (thought["end"], form) == ("</think>", {"type": "json_schema", "json_schema": {"type": "object"}})
 
 
 def test_too_many_choices_are_refused_with_the_bound() -> None:

@@ -8,7 +8,7 @@ from octavo.services.tokenizer.parsing.json_calls import arguments, json_calls
 from octavo.services.tokenizer.parsing.python_calls import python_calls
 from octavo.services.tokenizer.parsing.reader import Malformed, Markers, Reader, Steps
 from octavo.services.tokenizer.parsing.rules import Grammar, Rules
-from octavo.services.tokenizer.parsing.xml_calls import xml_call
+from octavo.services.tokenizer.parsing.xml_calls import ARG_TAGS, arg_call, xml_call
 
 
 class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +82,7 @@ HERMES = ToolFormat(opening="<tool_call>", closings=("</tool_call>",), calls=jso
 LLAMA3_JSON = ToolFormat(opening="<|python_tag|>", begins="{", calls=json_calls)
 MISTRAL = ToolFormat(opening="[TOOL_CALLS]", inner=_MISTRAL_INNER.texts, calls=_mistral_calls)
 QWEN3_CODER = ToolFormat(wrapper="<tool_call>", opening="<function=", closings=("</tool_call>",), calls=xml_call)
+GLM45 = ToolFormat(opening="<tool_call>", closings=("</tool_call>",), inner=ARG_TAGS, calls=arg_call)
 PYTHONIC = ToolFormat(opening="<|python_start|>", closings=("<|python_end|>",), begins="[", calls=python_calls)
 LFM2 = ToolFormat(opening="<|tool_call_start|>", closings=("<|tool_call_end|>",), begins="[", calls=python_calls)
 DEEPSEEK = ToolFormat(
@@ -101,6 +102,8 @@ TOOL_FORMATS: Mapping[str, ToolFormat | HarmonyFormat] = {
     "mistral": MISTRAL,
     "qwen3_coder": QWEN3_CODER,
     "qwen3_xml": QWEN3_CODER,
+    "glm45": GLM45,
+    "glm47": GLM45,
     "pythonic": PYTHONIC,
     "llama4_pythonic": PYTHONIC,
     "lfm2": LFM2,

@@ -155,10 +155,15 @@ class Reader:
                 return self.text[end]
             yield
 
-    def literal(self, markers: Markers) -> Steps[str]:
-        """Read a marker that stands here; "" if none does."""
+    def ahead(self, markers: Markers) -> Steps[str]:
+        """The marker that stands here, left where it is; "" if none does."""
         while (found := markers.at(self.text, self.at)) is None:
             yield
+        return found
+
+    def literal(self, markers: Markers) -> Steps[str]:
+        """Read a marker that stands here; "" if none does."""
+        found = yield from self.ahead(markers)
         self.take(len(found))
         return found
 

@@ -139,6 +139,27 @@ TEXTS = {
         "",
         [WEATHER],
     ),
+    "glm45": (
+        "glm45",
+        "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>get_time\n</tool_call>",
+        "I look.",
+        [WEATHER, TIME],
+    ),
+    "glm45, on one line": (
+        "glm47",
+        "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value><arg_key>days</arg_key>"
+        "<arg_value>2</arg_value></tool_call><tool_call>get_time</tool_call>",
+        "",
+        [WEATHER, TIME],
+    ),
+    "glm45, values as they stand": (
+        "glm45",
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>\n a </tool_call> <arg_key>\n</arg_value>"
+        "<arg_key>hours</arg_key><arg_value>[1, 2]</arg_value><arg_key>x</arg_key><arg_value>7</arg_value>so",
+        "so",
+        [("get_weather", {"city": "\n a </tool_call> <arg_key>\n", "hours": [1, 2], "x": "7"})],
+    ),
     "pythonic": (
         "pythonic",
         "[get_weather(city='Paris', days=2), get_time()]",

@@ -109,12 +109,29 @@ TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: 
 XML_VALUES = VALUES.filter(lambda value: value is not None and not (isinstance(value, str) and "<" in value))
 
 
+def as_text(value: object) -> str:
+    return as_json(value) if isinstance(value, dict | list) else str(value)
+
+
+def qwen3_coder(name: str, values: dict[str, str]) -> str:
+    parameters = (f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{''.join(parameters)}</function>\n</tool_call>"
+
+
+def glm45(name: str, values: dict[str, str]) -> str:
+    parameters = (f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in values.items())
+    return f"<tool_call>{name}\n{''.join(parameters)}</tool_call>"
+
+
+@pytest.mark.parametrize(("format", "render"), [("qwen3_coder", qwen3_coder), ("glm45", glm45)])
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(NAMES, st.dictionaries(NAMES, XML_VALUES, max_size=4)), min_size=1, max_size=3),
-    st.integers(1, 40),
+    calls=st.lists(st.tuples(NAMES, st.dictionaries(NAMES, XML_VALUES, max_size=4)), min_size=1, max_size=3),
+    size=st.integers(1, 40),
 )
-def test_xml_parameters_come_back_with_their_declared_types(calls: Calls, size: int) -> None:
+def test_xml_parameters_come_back_with_their_declared_types(
+    format: str, render: Callable[[str, dict[str, str]], str], calls: Calls, size: int
+) -> None:
     tools = [
         {"name": name, "parameters": {"properties": {key: {"type": TYPES[type(v)]} for key, v in values.items()}}}
         for name, values in {name: values for name, values in calls}.items()
@@ -122,16 +139,8 @@ def test_xml_parameters_come_back_with_their_declared_types(calls: Calls, size: 
     last = {name: set(values) for name, values in calls}
     calls = [(name, values) for index, (name, values) in enumerate(calls) if name not in dict(calls[index + 1 :])]
     assert all(last[name] == set(values) for name, values in calls)
-    text = "\n".join(
-        f"<tool_call>\n<function={name}>\n"
-        + "".join(
-            f"<parameter={key}>\n{value if not isinstance(value, dict | list) else as_json(value)}\n</parameter>\n"
-            for key, value in values.items()
-        )
-        + "</function>\n</tool_call>"
-        for name, values in calls
-    )
-    parser = make_parser("qwen3_coder", None, tools=[{"type": "function", "function": tool} for tool in tools])
+    text = "\n".join(render(name, {key: as_text(each) for key, each in values.items()}) for name, values in calls)
+    parser = make_parser(format, None, tools=[{"type": "function", "function": tool} for tool in tools])
     result = outcome(feed(parser, (text[i : i + size] for i in range(0, len(text), size))))
     assert result.content == ""
     assert result.decoded() == calls
