@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_FARTHEST = 700.0  # temperatures from the likeliest token
+_REACHES = (8.0, 16.0, math.inf)  # temperatures
 IN_PROMPT, GENERATED = 1, 2  # what a token's count grows by
 
 
@@ -47,11 +49,13 @@ def sample(
     """
     logits = logits.float()
     distances = logits.amax(-1, keepdim=True) - logits
-    weights = (distances.double() / -temperatures[:, None]).exp()
-    weights = weights.masked_fill(distances > max_distances[:, None], 0.0)
-    if bool((top_ks > 0).any() | (top_ps < 1).any()):
-        limits = _limits(distances, weights, top_ks, top_ps)
-        weights = weights.masked_fill(distances > limits, 0.0)
+    # No draw finds a weight of exp(-700), and exp of -inf takes many times as long as that of a number.
+    weights = distances.double().div_(-temperatures[:, None]).clamp_(min=-_FARTHEST).exp_()
+    limits = torch.minimum(max_distances, (_FARTHEST * temperatures).float())
+    weights.masked_fill_(distances > limits[:, None], 0.0)
+    for row in torch.nonzero((top_ks > 0) | (top_ps < 1)).flatten().tolist():
+        limit = _limit(distances[row], weights[row], temperatures[row], int(top_ks[row]), float(top_ps[row].float()))
+        weights[row].masked_fill_(distances[row] > limit, 0.0)
     # Summed in float64: in float32 a vocabulary of 100k loses the tail.
     running = weights.cumsum(-1)
     draws = torch.tensor(
@@ -67,19 +71,25 @@ def max_distance(temperature: float, min_p: float) -> float:
     return temperature * math.log(1 / min_p) if min_p > 0 else math.inf
 
 
-def _limits(distances: Tensor, weights: Tensor, top_ks: Tensor, top_ps: Tensor) -> Tensor:
-    """The distance of the last token that top-k and then top-p keep, [rows, 1]."""
-    vocab = distances.shape[-1]
-    ordered, order = distances.sort(-1)
-    counts = torch.where(top_ks > 0, top_ks.clamp(max=vocab), vocab)
-    kth = ordered.gather(-1, counts[:, None] - 1)
-    running = weights.gather(-1, order).masked_fill(ordered > kth, 0.0).cumsum(-1)
+def _limit(distances: Tensor, weights: Tensor, temperature: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The distance of the last token that top-k and then top-p keep, of one row; a scalar.
+
+    Only the tokens near the likeliest are sorted, if they are known to hold all that are kept.
+    """
+    enough = weights.sum() * (top_p * (1 + 1e-9))  # whatever the order of summing
+    for reach in _REACHES:
+        near = torch.nonzero(distances <= reach * temperature).flatten()
+        if len(near) >= top_k if top_k > 0 else bool(weights[near].sum() >= enough):
+            break
+    ordered, order = distances[near].sort()
+    kth = ordered[min(top_k, len(near)) - 1] if top_k > 0 else ordered[-1]
+    if top_p >= 1:
+        return kth
+    running = weights[near[order]].masked_fill_(ordered > kth, 0.0).cumsum(-1)
     # A token is kept if those before it have less than top_p together; the first one always.
-    before = running.roll(1, -1)
-    before[:, 0] = 0.0
-    top_ps = top_ps[:, None].float().double()
-    kept = (before < top_ps * running[:, -1:]) | (top_ps >= 1)
-    return torch.minimum(kth, ordered.masked_fill(~kept, -1.0).amax(-1, keepdim=True))
+    total = running[-1] if top_k > 0 else weights.sum()
+    num_kept = 1 + int(torch.count_nonzero(running[:-1] < top_p * total))
+    return torch.minimum(kth, ordered[num_kept - 1])
 
 
 def penalise(logits: Tensor, counts: Tensor, repetitions: Tensor, frequencies: Tensor, presences: Tensor) -> Tensor:

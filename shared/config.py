@@ -83,7 +83,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="how the model writes its reasoning; auto: as its chat template does; none: it does not")
     ] = "auto"
     max_grammar_compile_s: Annotated[
-        float, Meta(gt=0.0, le=600.0, description="CPU time to compile one request's grammar, above which it is refused")
+        float, Meta(gt=0.0, le=600.0, description="CPU time to compile one request's grammar")
     ] = 10.0
     max_grammar_compile_mib: Annotated[
         int, Meta(ge=16, le=1024 * 1024, description="memory to compile one request's grammar, MiB")

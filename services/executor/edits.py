@@ -148,9 +148,10 @@ def _allowed(params: SamplingParams, vocab_size: int) -> Tensor | None:
 
 def _mask(token_ids: Iterable[int], vocab_size: int) -> Tensor:
     """The bits of these tokens, [words] int32; ids outside of the vocabulary have none."""
-    bits = torch.zeros(-(-vocab_size // WORD) * WORD, dtype=torch.int32)
+    bits = torch.zeros(-(-vocab_size // WORD) * WORD, dtype=torch.uint8)
     bits[torch.tensor([each for each in token_ids if 0 <= each < vocab_size], dtype=torch.int64)] = 1
-    return (bits.view(-1, WORD) << torch.arange(WORD, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+    octets = (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return octets.view(torch.int32)  # of a little-endian machine
 
 
 def _follows(output_ids: "array[int]", beginning: "array[int]") -> bool:

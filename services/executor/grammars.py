@@ -38,6 +38,7 @@ MAX_BYTES = 512 << 20
 """Of compiled grammars in memory, by the size of their files; those in use stay whatever their size."""
 MAX_TOKEN_S = 0.05
 """CPU time that a grammar may take for a token: all requests of a step wait for it."""
+_ROWS = 8
 ALL = -1  # a word of a mask whose 32 tokens are all allowed
 
 
@@ -90,10 +91,14 @@ class Grammars:
         Waits for a grammar that is still being loaded: see is_ready.
         """
         out[: len(slots)].fill_(ALL)
-        for row, slot in enumerate(slots):
-            matcher = self._matcher(slot)
+        matchers = [self._matcher(slot) for slot in slots]
+        for row, matcher in enumerate(matchers):
             if matcher is not None:
-                self._note(slot, matcher.fill(out, row))
+                self._note(slots[row], matcher.fill(out, row))
+        for row in torch.nonzero(~out[: len(slots)].any(-1)).flatten().tolist():
+            matcher = matchers[row]
+            assert matcher is not None
+            self._note(slots[row], matcher.allows_nothing(out[row]))
 
     def take_failures(self) -> dict[int, str]:
         """The slots whose grammars failed since the last call, each with a sentence for its client."""
@@ -127,6 +132,7 @@ class _Matcher:
         self._matcher = load_xgrammar().GrammarMatcher(compiled)
         self._vocabulary = vocabulary
         self._has_failed = False
+        self._is_watched = False
         for token in output_ids:
             if self._matcher.is_terminated():
                 break
@@ -137,7 +143,7 @@ class _Matcher:
         """Returns why the grammar fails, if it does. What follows the token that ended the text is of no interest."""
         if self._has_failed or self._matcher.is_terminated():
             return None
-        began = time.thread_time()
+        began = self._clock()
         is_accepted = self._matcher.accept_token(token)
         if not is_accepted:
             return self._fail(f"its grammar refused token {token}")
@@ -151,14 +157,17 @@ class _Matcher:
         if out.shape[1] != self._vocabulary.num_words:
             self._has_failed = True  # and there are no stop tokens that could be named
             return f"its grammar is for logits of another width, {self._vocabulary.width}"
-        began = time.thread_time()
+        began = self._clock()
         self._matcher.fill_next_token_bitmask(out, row)
         failure = self._check_time(began)
-        if failure is None and not out[row].any():
-            failure = self._fail("its grammar allows no token")
         if failure is not None:
             self._allow_stop_only(out[row])
         return failure
+
+    def allows_nothing(self, row: Tensor) -> str:
+        """The row that was filled is empty; returns that the grammar fails."""
+        self._allow_stop_only(row)
+        return self._fail("its grammar allows no token")
 
     def _allow_stop_only(self, row: Tensor) -> None:
         if len(row) != self._vocabulary.num_words:
@@ -167,9 +176,16 @@ class _Matcher:
         for token in self._vocabulary.stop_ids:
             row[token // 32] |= _bit(token % 32)
 
+    def _clock(self) -> float:
+        """The wall clock, which takes no system call; after a slow token the CPU time of this thread."""
+        return time.thread_time() if self._is_watched else time.perf_counter()
+
     def _check_time(self, began: float) -> str | None:
-        took_s = time.thread_time() - began
+        took_s = self._clock() - began
         if took_s <= MAX_TOKEN_S:
+            return None
+        if not self._is_watched:
+            self._is_watched = True  # it may have been the machine
             return None
         return self._fail(
             f"its grammar took {took_s * 1e3:.0f} ms for a token; at most {MAX_TOKEN_S * 1e3:.0f} are allowed"
@@ -250,9 +266,12 @@ def apply_mask(logits: Tensor, mask: Tensor) -> None:
         writes it; what it says of tokens from width on does not matter. A GPU's kernel has the same contract.
     """
     # One look-up for 8 tokens and a sum: five times as fast as masked_fill_, which goes element by element.
-    octets = mask.view(torch.uint8).flatten().to(torch.int32)
-    penalties = _penalties(logits.dtype).index_select(0, octets).view(len(mask), -1)
-    logits += penalties[:, : logits.shape[1]]
+    # A few rows at a time, so that what is looked up stays in the cache.
+    octets = mask.view(torch.uint8).to(torch.int32)
+    for first in range(0, len(logits), _ROWS):
+        few = logits[first : first + _ROWS]
+        penalties = _penalties(logits.dtype).index_select(0, octets[first : first + _ROWS].flatten())
+        few += penalties.view(len(few), -1)[:, : logits.shape[1]]
 
 
 @functools.cache
