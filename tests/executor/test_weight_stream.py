@@ -1,6 +1,5 @@
 """Weights arrive whole, in the dtype asked for, and are let go when they are taken."""
 
-import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +101,6 @@ def test_a_model_holds_no_weight_twice_while_it_is_built() -> None:
 
     def watched() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in dummy_weights(spec, 0, torch.float32):
-            gc.collect()
             merged = [old for old, ref in alive if ref() is not None and old.split(".")[-2] in ("q", "k", "v", "gate")]
             layers = {old.split(".")[1] for old in merged}
             assert layers <= {name.split(".")[1]}, f"{merged} are still there when {name} comes"

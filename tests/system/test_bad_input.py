@@ -3,12 +3,11 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPConnection
 
 import pytest
 from tests.tools.malformed import CHAT, COMPLETION, MESSAGES, malformed_bodies
-from tests.tools.server import Server, running
+from tests.tools.server import Server
 
 TIMEOUT_S = 120.0
 NAMED = (
@@ -26,9 +25,8 @@ NAMED = (
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--device", "sim") as server:
-        yield server
+def server(sim_server: Server) -> Server:
+    return sim_server
 
 
 def post(server: Server, path: str, body: bytes) -> tuple[int, dict[str, object]]:

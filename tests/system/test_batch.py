@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from benchmarks.streams import DEFAULT_VOCAB
-from tests.tools.server import Server, running
+from tests.tools.server import Server
 
 from octavo.shared.oracle import expected_tokens
 
@@ -21,9 +21,8 @@ TIMEOUT_S = 240.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--device", "sim", "--max-model-len", "512") as server:
-        yield server
+def server(sim_server: Server) -> Server:
+    return sim_server
 
 
 def batch(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools.server import Server, running, wait_until
+from tests.tools.server import Server, wait_until
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
 TIMEOUT_S = 240.0
@@ -21,9 +21,8 @@ WARM_UP = 4  # requests
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--device", "sim", "--max-model-len", "2000") as server:
-        yield server
+def server(sim_server: Server) -> Server:
+    return sim_server
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tools.server import running
+from tests.tools.server import Server
 
 import octavo
 
@@ -49,17 +49,16 @@ def test_a_command_that_does_not_exist_is_named() -> None:
     assert "serve" in done.stderr
 
 
-def test_a_line_piped_into_chat_is_answered() -> None:
-    with running("--device", "sim", "--max-model-len", "200") as server:
-        done = run("chat", "--url", server.url, "--max-tokens", "8", typed="Hello there\n")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.strip()
-        again = run("chat", "--url", server.url, "--max-tokens", "8", "--system", "Be brief.", typed="One\nTwo\n")
-        assert again.returncode == 0
-        refused = run("chat", "--url", server.url, "--model", "other", typed="Hello\n")
-        assert refused.returncode == 2
-        assert refused.stderr == f"octavo: {server.url} answered 404: " + refused.stderr.partition("404: ")[2]
-        assert "'other' does not exist" in refused.stderr
+def test_a_line_piped_into_chat_is_answered(sim_server: Server) -> None:
+    done = run("chat", "--url", sim_server.url, "--max-tokens", "8", typed="Hello there\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    again = run("chat", "--url", sim_server.url, "--max-tokens", "8", "--system", "Be brief.", typed="One\nTwo\n")
+    assert again.returncode == 0
+    refused = run("chat", "--url", sim_server.url, "--model", "other", typed="Hello\n")
+    assert refused.returncode == 2
+    assert refused.stderr == f"octavo: {sim_server.url} answered 404: " + refused.stderr.partition("404: ")[2]
+    assert "'other' does not exist" in refused.stderr
 
 
 def test_chat_says_that_no_server_is_there() -> None:

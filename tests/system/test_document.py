@@ -2,12 +2,11 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
 from tests.tools.document import Document
-from tests.tools.server import WAIT_S, Server, running
+from tests.tools.server import WAIT_S, Server
 
 MAIN = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
@@ -22,9 +21,8 @@ OPTIONS: list[dict[str, object]] = [
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--device", "sim") as server:
-        yield server
+def server(sim_server: Server) -> Server:
+    return sim_server
 
 
 @pytest.mark.parametrize(("path", "options"), list(product(MAIN, OPTIONS)))

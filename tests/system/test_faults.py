@@ -15,7 +15,7 @@ from octavo.shared.oracle import expected_tokens
 from octavo.shared.transport import SILENCE_S
 
 NUM_STREAMS = 20
-NUM_TOKENS = 120  # at 20 ms a step, so that a disturbance after a second finds every stream in its midst
+NUM_TOKENS = 80  # at 20 ms a step, so that a disturbance after a second finds every stream in its midst
 TIMEOUT_S = 120.0
 SOME = 10
 

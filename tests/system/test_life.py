@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.tools.server import is_alive, running, started, wait_until
+from tests.tools.server import Server, is_alive, running, started, wait_until
 
 OCTAVO = str(Path(sys.executable).parent / "octavo")
 END_S = 20.0  # of a machine that other work slows down; on a quiet one it takes less than 2 s
@@ -108,18 +108,17 @@ def test_a_port_in_use_ends_in_one_sentence() -> None:
     assert re.fullmatch(rf"octavo: .*{port}.*--port\n", done.stderr)
 
 
-def test_the_port_of_another_server_is_in_use() -> None:
-    with running("--device", "sim") as server:
-        done = run("--device", "sim", "--port", str(server.port))
-        assert done.returncode == 2
-        assert server.get("/readyz")
+def test_the_port_of_another_server_is_in_use(sim_server: Server) -> None:
+    done = run("--device", "sim", "--port", str(sim_server.port))
+    assert done.returncode == 2
+    assert sim_server.get("/readyz")
 
 
-def test_two_servers_do_not_disturb_each_other() -> None:
-    with running("--device", "sim") as first, running("--device", "sim") as second:
-        assert first.port != second.port
-        pids = first.pids()
+def test_two_servers_do_not_disturb_each_other(sim_server: Server) -> None:
+    pids = sim_server.pids()
+    with running("--device", "sim") as second:
+        assert sim_server.port != second.port
         second.process.send_signal(signal.SIGINT)
         assert second.process.wait(2 * END_S) == 0
-        assert first.get("/readyz")
-        assert first.pids() == pids
+        assert sim_server.get("/readyz")
+        assert sim_server.pids() == pids

@@ -10,7 +10,7 @@ from tests.tools.load_client import completion_body, run_streams
 from tests.tools.server import Server, running, wait_until
 
 NUM_STREAMS, NUM_TOKENS = 20, 50
-FLAGS = ("--device", "sim", "--sim-step-ms", "10", "--gateways", "2", "--tokenizers", "2", "--log-level", "info")
+FLAGS = ("--device", "sim", "--sim-step-ms", "10", "--gateways", "2", "--tokenizers", "2")
 PROCESSES = {"executor": 1, "scheduler": 1, "tokenizer": 2, "gateway": 2}
 
 
@@ -63,7 +63,11 @@ def test_metrics_of_a_server_are_right_and_outlive_its_processes() -> None:
         _kill(server, "scheduler")
         stream(server, prompts)
         wait_until(lambda: server.metric("vllm:request_success_total") == NUM_STREAMS, "its successor begins at 0")
-        wait_until(lambda: "traffic" in server.errors, "the traffic is logged", 30.0)
+
+
+def test_a_server_that_computes_logs_its_traffic(sim_server: Server) -> None:
+    stream(sim_server, shared_prefix_prompts(1, DEFAULT_VOCAB))
+    wait_until(lambda: "traffic" in sim_server.errors, "the traffic is logged", 30.0)
 
 
 def _kill(server: Server, *roles: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
-from tests.tools.server import running
+from tests.tools.server import Server
 
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.services.tokenizer.workshop import load_workshop
@@ -22,11 +22,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[OpenAI]:
-    with (
-        running("--dtype", "float32") as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=400) as client,
-    ):
+def client(model_server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{model_server.url}/v1", api_key="none", max_retries=0, timeout=400) as client:
         yield client
 
 

@@ -4,11 +4,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.tools.server import Server, running
+from tests.tools.server import Server
 
 from octavo.shared.config import parse
 
@@ -17,9 +16,8 @@ ADDRESS = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running() as server:
-        yield server
+def server(model_server: Server) -> Server:
+    return model_server
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:

@@ -2,12 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
 
 import pytest
 from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
 from tests.tools.load_client import Stream, completion_body, run_streams
-from tests.tools.server import Server, running, wait_until
+from tests.tools.server import Server, wait_until
 
 from octavo.services.tokenizer.workshop import load_workshop
 from octavo.shared.config import Config
@@ -19,9 +18,8 @@ MAX_MEMORY_BYTES = 1_500_000_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with running("--device", "sim") as server:
-        yield server
+def server(sim_server: Server) -> Server:
+    return sim_server
 
 
 @pytest.fixture(scope="module")
