@@ -140,3 +140,22 @@ def store(pointer, index, value):
         rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
         bits = rounded if value == value else np.uint32(0x7FC00000)
     pointer[index] = _narrow(bits, pointer)
+
+
+@njit(fastmath={"contract"}, error_model="numpy", forceinline=True)
+def exp(x):
+    """exp in steps that vectorize, after Cephes' expf; saturates where that gives inf or denormals."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
+    # Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
+    shifted = x * np.float32(1.44269504) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    power = np.uint32((bits_of(shifted) + np.uint32(127)) << np.uint32(23))
+    return p * float_of(power)

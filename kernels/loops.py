@@ -1,11 +1,11 @@
 """CPU loops that numba compiles: the inner parts of the kernels, free of checks and of Python.
 
 Each is whole in one file because numba's cache on disk notices changes of the file itself, not of its imports: here,
-or in tile_loops.py. Each loop takes one argument, the address of a job: int64 words that `native.Loop.run` fills. The
-argument's type tells the element type of the tensors: float* for float32, uint16* for bfloat16. Word 0 counts
-the items that threads have taken; the others are sizes, strides in elements, addresses (0 for none) and bits
-of floats. Word 1 is the number of rows or a multiple of it, and no other depends on that number: replay.py builds on
-it. Arithmetic is in float32.
+in draw_loop.py or in tile_loops.py. Each loop takes one argument, the address of a job: int64 words that
+`native.Loop.run` fills. The argument's type tells the element type of the tensors: float* for float32, uint16* for
+bfloat16. Word 0 counts the items that threads have taken; the others are sizes, strides in elements, addresses (0 for
+none) and bits of floats. Word 1 is the number of rows or a multiple of it, and no other depends on that number:
+replay.py builds on it. Arithmetic is in float32.
 """
 
 # mypy: ignore-errors
@@ -18,13 +18,13 @@ from llvmlite import binding
 from numba import cfunc, njit, types
 from numba.core import config
 
+from octavo.kernels.draw_loop import draw
 from octavo.kernels.intrinsics import (
     advance,
     at,
-    bits_of,
     call,
     doubles,
-    float_of,
+    exp,
     ints,
     load,
     prefetch,
@@ -46,25 +46,6 @@ SUMS = {"reassoc", "contract", "nsz"}  # a sum may be taken in any order; NaN an
 CONTRACT = {"contract"}
 
 _INF = np.float32(np.inf)
-
-
-@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
-def _exp(x):
-    """exp in steps that vectorize, after Cephes' expf; saturates where that gives inf or denormals."""
-    x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
-    # Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
-    shifted = x * np.float32(1.44269504) + np.float32(12582912.0)
-    n = shifted - np.float32(12582912.0)
-    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    power = np.uint32((bits_of(shifted) + np.uint32(127)) << np.uint32(23))
-    return p * float_of(power)
 
 
 @njit(fastmath=SUMS, error_model="numpy", forceinline=True)
@@ -176,11 +157,11 @@ def _gate_row(gate, up, out, size, is_gelu):
         for i in range(size):
             x = load(gate[i])
             u = x * (np.float32(1.5957691216) + np.float32(0.0713548162726) * x * x)
-            store(out, i, x / (one + _exp(-u)) * load(up[i]))
+            store(out, i, x / (one + exp(-u)) * load(up[i]))
     else:
         for i in range(size):
             x = load(gate[i])
-            store(out, i, x / (one + _exp(-x)) * load(up[i]))
+            store(out, i, x / (one + exp(-x)) * load(up[i]))
 
 
 def linear(raw):
@@ -264,13 +245,13 @@ def _attend_block(query, sums, greatest, totals, weights, keys, key_stride, valu
     for j in range(count):
         peak = max(peak, weights[j])
     if peak > greatest[0]:
-        shrink = _exp(greatest[0] - peak)
+        shrink = exp(greatest[0] - peak)
         totals[0] *= shrink
         for i in range(dim):
             sums[i] *= shrink
         greatest[0] = peak
     for j in range(count):
-        weights[j] = _exp(weights[j] - peak)
+        weights[j] = exp(weights[j] - peak)
     for j in range(count):
         totals[0] += weights[j]
     # Four values at a time, so that the sums are read and written a quarter as often.
@@ -302,6 +283,7 @@ def replay(raw):
 LOOPS = {
     "cache_write": cache_write,
     "decode_attention": decode_attention,
+    "draw": draw,
     "gated": gated,
     "linear": linear,
     "replay": replay,

@@ -21,8 +21,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from octavo.kernels.masks import apply_masks
+from octavo.kernels.native import find_loop
+
 _MASK = 0xFFFFFFFF
-_FARTHEST = 700.0  # temperatures from the likeliest token
+_FARTHEST, _FARTHEST_IN_FLOAT32 = 700.0, 80.0  # temperatures from the likeliest token: no draw finds such a weight
+_BLOCK = 1024  # tokens; as draw_loop.py has it
 _REACHES = (8.0, 16.0, math.inf)  # temperatures
 IN_PROMPT, GENERATED = 1, 2  # what a token's count grows by
 
@@ -35,35 +39,92 @@ def sample(
     max_distances: Tensor,
     seeds: Sequence[int],
     positions: Sequence[int],
+    masks: Tensor | None = None,
 ) -> Tensor:
     """One token a row.
 
     Args:
         logits: [rows, vocab], any float dtype.
-        temperatures: [rows] float64, > 0.
+        temperatures: [rows] float64; 0 for the likeliest token, the first one among equals.
         top_ks: [rows] int, 0 for all.
         top_ps: [rows] float, 1 for all.
         max_distances: [rows] float32, as `max_distance` gives them; inf for all.
         seeds: of each row.
         positions: of each row's new token.
+        masks: of the tokens that are allowed, as masks.py has them; at least one in each row.
     """
-    logits = logits.float()
-    distances = logits.amax(-1, keepdim=True) - logits
-    # No draw finds a weight of exp(-700), and exp of -inf takes many times as long as that of a number.
-    weights = distances.double().div_(-temperatures[:, None]).clamp_(min=-_FARTHEST).exp_()
+    loop = find_loop("draw", logits.dtype, logits.device)
+    if loop is None or logits.stride(-1) != 1:
+        return reference(logits, temperatures, top_ks, top_ps, max_distances, seeds, positions, masks)
+    rows, vocab = logits.shape
+    is_random = temperatures > 0
+    limits = torch.minimum(max_distances, (_FARTHEST_IN_FLOAT32 * temperatures).float())
+    for row in torch.nonzero(is_random & ((top_ks > 0) | (top_ps < 1))).flatten().tolist():
+        one = slice(row, row + 1)
+        distances = _distances(_allowed(logits[one], None if masks is None else masks[one]))[0]
+        limits[row] = _limit(distances, temperatures[row], limits[row], int(top_ks[row]), float(top_ps[row].float()))
+    rates = torch.where(is_random, 1.0 / temperatures, 0.0)
+    draws = _draws(seeds, positions)
+    sums = torch.empty(rows, -(-vocab // _BLOCK), dtype=torch.float64)
+    out = torch.empty(rows, dtype=torch.int64)
+    loop.run(
+        2 * logits.nbytes, rows, vocab, logits.stride(0), logits.data_ptr(),
+        0 if masks is None else masks.data_ptr(), 0 if masks is None else masks.stride(0),
+        rates.data_ptr(), limits.data_ptr(), draws.data_ptr(), sums.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def reference(
+    logits: Tensor,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    max_distances: Tensor,
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    masks: Tensor | None = None,
+) -> Tensor:
+    """As `sample`, in torch, on any device, in float64."""
+    logits = _allowed(logits, masks)
+    is_random = temperatures > 0
+    temperatures = torch.where(is_random, temperatures, 1.0)
+    distances = _distances(logits)
     limits = torch.minimum(max_distances, (_FARTHEST * temperatures).float())
-    weights.masked_fill_(distances > limits[:, None], 0.0)
-    for row in torch.nonzero((top_ks > 0) | (top_ps < 1)).flatten().tolist():
-        limit = _limit(distances[row], weights[row], temperatures[row], int(top_ks[row]), float(top_ps[row].float()))
-        weights[row].masked_fill_(distances[row] > limit, 0.0)
+    for row in torch.nonzero(is_random & ((top_ks > 0) | (top_ps < 1))).flatten().tolist():
+        top_p = float(top_ps[row].float())
+        limits[row] = _limit(distances[row], temperatures[row], limits[row], int(top_ks[row]), top_p)
+    weights = _weights(distances, temperatures[:, None], limits[:, None])
     # Summed in float64: in float32 a vocabulary of 100k loses the tail.
     running = weights.cumsum(-1)
-    draws = torch.tensor(
-        [uniform(seed, position) for seed, position in zip(seeds, positions, strict=True)],
-        dtype=torch.float64,
-        device=logits.device,
-    )
-    return torch.searchsorted(running, draws[:, None] * running[:, -1:], right=True).squeeze(-1)
+    draws = _draws(seeds, positions).to(logits.device)
+    drawn = torch.searchsorted(running, draws[:, None] * running[:, -1:], right=True).squeeze(-1)
+    return torch.where(is_random, drawn, logits.argmax(-1))
+
+
+def _allowed(logits: Tensor, masks: Tensor | None) -> Tensor:
+    """In float32; changed where there are masks."""
+    if masks is None:
+        return logits.float()
+    logits = logits.to(torch.float32, copy=True)
+    apply_masks(logits, masks)
+    return logits
+
+
+def _distances(logits: Tensor) -> Tensor:
+    return logits.amax(-1, keepdim=True) - logits
+
+
+def _weights(distances: Tensor, temperature: Tensor, limit: Tensor) -> Tensor:
+    """In float64; beyond the limit there is none."""
+    # exp of -inf takes many times as long as that of a number.
+    weights = distances.double().div_(-temperature).clamp_(min=-_FARTHEST).exp_()
+    return weights.masked_fill_(distances > limit, 0.0)
+
+
+def _draws(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
+    numbers = [uniform(seed, position) for seed, position in zip(seeds, positions, strict=True)]
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def max_distance(temperature: float, min_p: float) -> float:
@@ -71,23 +132,24 @@ def max_distance(temperature: float, min_p: float) -> float:
     return temperature * math.log(1 / min_p) if min_p > 0 else math.inf
 
 
-def _limit(distances: Tensor, weights: Tensor, temperature: Tensor, top_k: int, top_p: float) -> Tensor:
+def _limit(distances: Tensor, temperature: Tensor, limit: Tensor, top_k: int, top_p: float) -> Tensor:
     """The distance of the last token that top-k and then top-p keep, of one row; a scalar.
 
-    Only the tokens near the likeliest are sorted, if they are known to hold all that are kept.
+    Of top-p only the tokens near the likeliest are sorted, if they are known to hold all that are kept.
     """
-    enough = weights.sum() * (top_p * (1 + 1e-9))  # whatever the order of summing
-    for reach in _REACHES:
-        near = torch.nonzero(distances <= reach * temperature).flatten()
-        if len(near) >= top_k if top_k > 0 else bool(weights[near].sum() >= enough):
-            break
-    ordered, order = distances[near].sort()
-    kth = ordered[min(top_k, len(near)) - 1] if top_k > 0 else ordered[-1]
+    kth = limit
+    if 0 < top_k < len(distances):
+        kth = torch.minimum(limit, distances.topk(top_k, largest=False).values[-1])
     if top_p >= 1:
         return kth
-    running = weights[near[order]].masked_fill_(ordered > kth, 0.0).cumsum(-1)
+    kept = distances if top_k == 0 else distances[distances <= kth]
+    total = _weights(kept, temperature, limit).sum()
+    for reach in _REACHES:
+        ordered = kept[kept <= reach * temperature].sort().values
+        running = _weights(ordered, temperature, limit).cumsum(-1)
+        if running[-1] >= total * (top_p * (1 + 1e-9)):  # whatever the order of summing
+            break
     # A token is kept if those before it have less than top_p together; the first one always.
-    total = running[-1] if top_k > 0 else weights.sum()
     num_kept = 1 + int(torch.count_nonzero(running[:-1] < top_p * total))
     return torch.minimum(kth, ordered[num_kept - 1])
 

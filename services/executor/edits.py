@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.services.executor.grammars import ALL, Grammars, apply_mask
+from octavo.services.executor.grammars import ALL, Grammars
 from octavo.shared.messages import NewRequest, unpack
 from octavo.shared.sampling import SamplingParams
 
@@ -27,12 +27,18 @@ class Plan:
     token_ids: list[int]
     values: list[float]
 
-    def apply(self, logits: Tensor) -> None:
-        """Change logits [rows, vocab] float32 in place, on the CPU."""
-        if self.rows:
-            places = (torch.tensor(self.rows), torch.tensor(self.token_ids))
-            logits.index_put_(places, torch.tensor(self.values), accumulate=True)
-        apply_mask(logits, self.masks)
+    def masks_of(self, num_rows: int, rows: Sequence[int]) -> Tensor:
+        """[num_rows, words]: these rows' masks; all is allowed in others."""
+        if len(rows) == num_rows:
+            return self.masks
+        masks = self.masks.new_full((num_rows, self.masks.shape[1]), ALL)
+        masks[rows] = self.masks
+        return masks
+
+    def add_biases(self, logits: Tensor, rows: Sequence[int]) -> None:
+        """Change logits [rows, vocab] float32 in place, on the CPU. rows: which of them the plan's rows are."""
+        places = (torch.tensor([rows[row] for row in self.rows]), torch.tensor(self.token_ids))
+        logits.index_put_(places, torch.tensor(self.values), accumulate=True)
 
 
 class Edits:

@@ -5,7 +5,6 @@ seconds, mostly outside of Python, and steps go on meanwhile. It listens for tho
 a grammar is in memory before the first request needs it.
 """
 
-import functools
 import logging
 import socket
 import threading
@@ -38,7 +37,6 @@ MAX_BYTES = 512 << 20
 """Of compiled grammars in memory, by the size of their files; those in use stay whatever their size."""
 MAX_TOKEN_S = 0.05
 """CPU time that a grammar may take for a token: all requests of a step wait for it."""
-_ROWS = 8
 ALL = -1  # a word of a mask whose 32 tokens are all allowed
 
 
@@ -257,28 +255,6 @@ class _Library:
                 link.sendall(b".")
             except Exception as error:  # the one that needs it finds out
                 log.info("announced grammar not loaded", extra={"reason": str(error)})
-
-
-def apply_mask(logits: Tensor, mask: Tensor) -> None:
-    """Set the logits of forbidden tokens to -inf, in place, on the CPU.
-
-    logits: [rows, width] of any floating dtype, finite or -inf. mask: [rows, (width + 31) // 32], int32, as `fill`
-        writes it; what it says of tokens from width on does not matter. A GPU's kernel has the same contract.
-    """
-    # One look-up for 8 tokens and a sum: five times as fast as masked_fill_, which goes element by element.
-    # A few rows at a time, so that what is looked up stays in the cache.
-    octets = mask.view(torch.uint8).to(torch.int32)
-    for first in range(0, len(logits), _ROWS):
-        few = logits[first : first + _ROWS]
-        penalties = _penalties(logits.dtype).index_select(0, octets[first : first + _ROWS].flatten())
-        few += penalties.view(len(few), -1)[:, : logits.shape[1]]
-
-
-@functools.cache
-def _penalties(dtype: torch.dtype) -> Tensor:
-    """[256, 8]: for each byte of a mask what is added to the logits of its tokens, on a little-endian machine."""
-    is_allowed = (torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1 == 1
-    return torch.where(is_allowed, 0.0, -torch.inf).to(dtype)
 
 
 def _bit(number: int) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from octavo.kernels.native import find_loop
 from octavo.services.executor.cache import available_memory_bytes, bytes_per_block
 from octavo.services.executor.engine import Engine
 from octavo.services.executor.fp8_weights import check_device, settle
@@ -73,9 +74,10 @@ def _load(config: Config, files: ModelFiles, watch: Stopwatch, grammars: Grammar
 
 def _warm_up(engine: Engine) -> None:
     """Run a short prompt and a token after it, so that no request waits for what happens at the first use."""
-    params = SamplingParams(max_tokens=2, temperature=0.0)
+    params = SamplingParams(max_tokens=2, temperature=1.0)
     length = min(3, engine.info.max_model_len - 1, engine.info.max_num_batched_tokens)
     new = NewRequest(0, pack([0] * length), 0, pack([0]), params)
     engine.run(Step(0, 1, new=[new], chunk_slots=pack([0]), chunk_lengths=pack([length])))
     engine.run(Step(0, 2))
     engine.reset()
+    find_loop("draw", torch.float32, torch.device("cpu"))  # for requests that change their logits

@@ -15,8 +15,6 @@ from octavo.services.executor.grammars import Grammars
 from octavo.shared.messages import NewRequest, unpack
 from octavo.shared.sampling import SamplingParams
 
-_DRAWN_AT_ONCE = 8  # rows whose numbers in float64 stay in a core's cache
-
 
 class Sampler:
     """Chooses tokens; remembers the counts of tokens of those slots whose requests have penalties, and their edits."""
@@ -51,16 +49,11 @@ class Sampler:
         """
         penalised = [row for row, each in enumerate(params) if each.has_penalties]
         edited = self._edits.rows(slots)
-        if penalised or edited:
+        plan = self._edits.plan([slots[row] for row in edited], [positions[row] for row in edited]) if edited else None
+        if penalised or (plan is not None and plan.rows):
             logits = logits.to(torch.float32, copy=True)
-        if edited:
-            plan = self._edits.plan([slots[row] for row in edited], [positions[row] for row in edited])
-            if len(edited) == len(slots):
-                plan.apply(logits)
-            else:
-                changed = logits[edited]
-                plan.apply(changed)
-                logits[edited] = changed
+        if plan is not None and plan.rows:
+            plan.add_biases(logits, edited)
         if penalised:
             chosen = [params[row] for row in penalised]
             logits[penalised] = penalise(
@@ -69,12 +62,11 @@ class Sampler:
                 torch.tensor([each.frequency_penalty for each in chosen]),
                 torch.tensor([each.presence_penalty for each in chosen]),
             )  # fmt: skip
-        drawn = [row for row, each in enumerate(params) if not each.is_greedy]
-        tokens = logits.max(-1).indices if len(drawn) < len(params) else torch.empty(len(params), dtype=torch.int64)
-        for first in range(0, len(drawn), _DRAWN_AT_ONCE):
-            rows = drawn[first : first + _DRAWN_AT_ONCE]
-            few = logits[first : first + len(rows)] if len(drawn) == len(params) else logits[rows]
-            tokens[rows] = _draw(few, [params[row] for row in rows], [positions[row] for row in rows])
+        masks = None if plan is None else plan.masks_of(len(slots), edited)
+        if masks is None and all(each.is_greedy for each in params):
+            tokens = logits.max(-1).indices
+        else:
+            tokens = _draw(logits, params, positions, masks)
         for row in penalised:
             self._counts[slots[row]][tokens[row]] += GENERATED
         chosen_ids = tokens.tolist() if edited else []
@@ -135,14 +127,14 @@ def counts_of(request: NewRequest, vocab_size: int) -> Tensor:
     return count_tokens(token_ids, num_prompt, vocab_size)
 
 
-def _draw(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
-    """As `Sampler.choose`, of rows none of which is greedy."""
+def _draw(logits: Tensor, params: list[SamplingParams], positions: list[int], masks: Tensor | None) -> Tensor:
     return sample(
         logits,
-        torch.tensor([each.temperature for each in params], dtype=torch.float64),
+        torch.tensor([0.0 if each.is_greedy else each.temperature for each in params], dtype=torch.float64),
         torch.tensor([each.top_k for each in params]),
         torch.tensor([each.top_p for each in params]),
         torch.tensor([max_distance(each.temperature, each.min_p) for each in params], dtype=torch.float32),
         [each.seed for each in params],
         positions,
+        masks,
     )

@@ -12,8 +12,9 @@ pytest.importorskip("xgrammar", reason="xgrammar is not installed")
 from tests.tokenizer.core_harness import END, VOCABULARY, encode
 from tests.tools.grammars import compile_one
 
+from octavo.kernels.masks import apply_masks
 from octavo.services.executor import grammars as grammars_module
-from octavo.services.executor.grammars import Grammars, apply_mask
+from octavo.services.executor.grammars import Grammars
 from octavo.services.tokenizer.grammars import Compiler
 from octavo.shared.grammar import GrammarSpec, grammar_path
 
@@ -46,7 +47,7 @@ def allowed(grammars: Grammars, slot: int) -> set[bytes]:
     mask = torch.zeros(1, WORDS, dtype=torch.int32)
     grammars.fill([slot], mask)
     logits = torch.zeros(1, WIDTH)
-    apply_mask(logits, mask)
+    apply_masks(logits, mask)
     tokens = logits[0].isfinite().nonzero().flatten().tolist()
     return {b"" if token == END else VOCABULARY.pieces[token] for token in tokens}
 
@@ -193,6 +194,6 @@ def test_a_mask_forbids_exactly_the_tokens_without_a_bit(dtype: torch.dtype) -> 
         for row in range(4)
     ]  # fmt: skip
 
-    apply_mask(logits, mask)
+    apply_masks(logits, mask)
 
     assert logits.tolist() == expected

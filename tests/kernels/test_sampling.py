@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from octavo.kernels.sampling import count_tokens, logprobs, max_distance, penalise, sample, uniform
+from octavo.kernels.sampling import count_tokens, logprobs, max_distance, penalise, reference, sample, uniform
 
 DRAWS = 20_000
 
@@ -42,6 +43,30 @@ def test_equally_likely_tokens_at_an_edge_are_all_kept() -> None:
         tokens = _sample(logits.expand(2000, -1), [5] * 2000, range(2000), **changes)
         assert sorted(set(tokens.tolist())) == [0, 1, 2, 3, 4], changes
     assert set(_sample(logits.expand(500, -1), [5] * 500, range(500), min_p=1.0).tolist()) == {0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 31, 33, 1024, 1025, 5000])
+def test_the_loop_draws_what_the_formula_draws(vocab: int, dtype: torch.dtype) -> None:
+    """Beside other rows, behind masks, with each kind of limit, and the likeliest token where the temperature is 0."""
+    generator, rows = torch.Generator().manual_seed(vocab), 48
+    whole = (3 * torch.randn(rows, vocab + 7, generator=generator)).to(dtype)
+    logits = whole[:, :vocab]  # whose rows are not one behind the other
+    logits[torch.rand(rows, vocab, generator=generator) < 0.1] = -torch.inf
+    masks = torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32)), dtype=torch.int32, generator=generator)
+    masks[torch.rand(masks.shape, generator=generator) < 0.5] = 0
+    for row in range(rows):
+        token = int(torch.randint(vocab, (1,), generator=generator))
+        masks[row, token // 32] |= 1 << token % 32 if token % 32 < 31 else -(1 << 31)
+        logits[row, token] = 1.0
+    numbers = torch.arange(rows)
+    temperatures = (numbers % 4).double() / 2
+    top_ks = torch.where(numbers % 3 == 0, 5, 0)
+    top_ps = torch.where(numbers % 5 == 0, 0.7, 1.0)
+    distances = torch.where(numbers % 7 == 0, 2.0, torch.inf)
+    given = (temperatures, top_ks, top_ps, distances, list(range(rows)), [9] * rows)
+    for some in (None, masks):
+        assert sample(logits, *given, some).tolist() == reference(logits, *given, some).tolist()
 
 
 def test_penalties_follow_their_formula() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from octavo.services.executor.grammars import Grammars, apply_mask
+from octavo.kernels.masks import apply_masks
+from octavo.services.executor.grammars import Grammars
 from octavo.services.tokenizer.grammars import Compiler
 from octavo.services.tokenizer.vocabulary import Vocabulary
 from octavo.shared.errors import RequestError
@@ -50,7 +51,7 @@ def generate(
         logits = torch.randn(1, width, generator=generator)
         logits[0, closing] += 4.0
         logits[0, list(vocabulary.eos_ids)] += 12.0
-        apply_mask(logits, mask)
+        apply_masks(logits, mask)
         assert not torch.isfinite(logits[0, markup]).any()
         assert not torch.isfinite(logits[0, len(vocabulary.pieces) :]).any()
         token = int(logits[0].argmax())
