@@ -48,6 +48,7 @@ THIRD_PARTIES = {
     "kernels": {"torch"},
     "kernels.gpu": {"torch", "triton"},
     "kernels.loops": {"numba", "llvmlite", "numpy"},
+    "kernels.draw_loop": {"numba"},
     "kernels.tile_loops": {"numba", "llvmlite"},
     "kernels.intrinsics": {"numba", "llvmlite", "numpy"},
     "shared": {"msgspec"},
