@@ -48,7 +48,7 @@ THIRD_PARTIES = {
     "kernels": {"torch"},
     "kernels.gpu": {"torch", "triton"},
     "kernels.loops": {"numba", "llvmlite", "numpy"},
-    "kernels.draw_loop": {"numba"},
+    "kernels.draw_loop": {"numba", "numpy"},
     "kernels.tile_loops": {"numba", "llvmlite"},
     "kernels.intrinsics": {"numba", "llvmlite", "numpy"},
     "shared": {"msgspec"},
