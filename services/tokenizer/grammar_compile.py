@@ -40,7 +40,8 @@ class Tokens:
 
         xgrammar = load_xgrammar()
         num_threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // 2))
-        self.compiler = xgrammar.GrammarCompiler(tokenizer_info(vocabulary), max_threads=num_threads)
+        self.info = tokenizer_info(vocabulary)
+        self.compiler = xgrammar.GrammarCompiler(self.info, max_threads=num_threads)
         self._cold = list(WARM_LENGTHS)
         self.lengths = torch.tensor([len(piece) for piece in vocabulary.pieces])
         self.bits = torch.arange(32, dtype=torch.int32)
@@ -62,7 +63,7 @@ def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
     """The compiled grammar as xgrammar serializes it. Raises Unfit, and MemoryError."""
     warnings = _catch_standard_error()
     try:
-        compiled = compile_untried(spec, tokens.compiler)
+        compiled = compile_spec(spec, tokens)
         for warning in _WARNING.findall(_read(warnings)):
             if not warning.startswith(_HARMLESS):
                 raise Unfit(warning)
@@ -73,6 +74,16 @@ def compile_grammar(spec: GrammarSpec, tokens: Tokens) -> bytes:
         if "bad_alloc" in message:
             raise MemoryError from None
         raise Unfit(_NOISE.sub("", message).partition("\n")[0][:400]) from None
+
+
+def compile_spec(spec: GrammarSpec, tokens: Tokens) -> Any:
+    """As `compile_untried`. Some schemas fail a check in xgrammar's cache of rules, and compile without it."""
+    try:
+        return compile_untried(spec, tokens.compiler)
+    except RuntimeError as error:
+        if "per_rule_fsm_hashes" not in str(error):
+            raise
+        return compile_untried(spec, load_xgrammar().GrammarCompiler(tokens.info, cache_enabled=False))
 
 
 def compile_untried(spec: GrammarSpec, compiler: Any) -> Any:

@@ -99,8 +99,8 @@ def _unsupported_value(schema: Mapping[str, object]) -> str | None:
 
 def _unsupported_property(schema: Mapping[str, object]) -> str | None:
     required, properties = schema.get("required"), schema.get("properties", {})
-    if "patternProperties" in schema and isinstance(required, list) and isinstance(properties, dict):
+    if isinstance(required, list) and isinstance(properties, dict):
         missing = next((name for name in required if name not in properties), None)
         if missing is not None:
-            return f'"required" {missing!r} that only "patternProperties" describes'
+            return f'"required" {missing!r} that "properties" does not describe'
     return None

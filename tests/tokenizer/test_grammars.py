@@ -23,7 +23,7 @@ from tests.tools.grammars import compile_one, generate, settle
 
 from octavo.services.executor.grammars import Grammars
 from octavo.services.tokenizer import grammars as grammars_module
-from octavo.services.tokenizer.grammar_compile import Tokens
+from octavo.services.tokenizer.grammar_compile import Tokens, compile_spec
 from octavo.services.tokenizer.grammar_worker import KEEP_S, Limits, make_room
 from octavo.services.tokenizer.grammars import Compiler, about
 from octavo.services.tokenizer.vocabulary import Vocabulary, load_vocabulary
@@ -253,8 +253,9 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     compiler.close()
 
 
-def test_what_a_busy_machine_holds_up_is_compiled_all_the_same(compiler: Compiler) -> None:
+def test_what_a_busy_machine_holds_up_is_compiled_all_the_same(tmp_path: Path) -> None:
     """Processes that get no CPU for longer than the limit, in the quick lane and again in the slow one."""
+    compiler = Compiler(tmp_path, VOCABULARY, VOCABULARY.size, LIMITS)
     compile_one(compiler, GrammarSpec("regex", "[cd]"))
     key, _ = compiler.request(_schema({"enum": [f"{number:x}" for number in range(4_000)]}))
     answers: dict[str, object] = {}
@@ -262,7 +263,7 @@ def test_what_a_busy_machine_holds_up_is_compiled_all_the_same(compiler: Compile
     until = time.monotonic() + 60.0
     while key not in answers:
         assert time.monotonic() < until
-        for lane in [child for worker in psutil.Process().children() for child in worker.children()]:
+        for lane in [child for worker in _workers(tmp_path) for child in worker.children()]:
             if lane.pid not in held_up:
                 held_up.add(lane.pid)
                 with suppress(psutil.NoSuchProcess):
@@ -274,6 +275,7 @@ def test_what_a_busy_machine_holds_up_is_compiled_all_the_same(compiler: Compile
         answers.update(compiler.poll())
     assert answers[key] is None
     assert len(held_up) == 2
+    compiler.close()
 
 
 def test_equal_grammars_are_compiled_once_and_kept_for_other_tokenizers(tmp_path: Path) -> None:
@@ -354,6 +356,9 @@ def test_a_warm_compiler_makes_the_same_grammar() -> None:
     cold, warm = Tokens(seen), Tokens(seen)
     while warm.is_cold:
         warm.warm_up()
+    for spec in (GrammarSpec("regex", "[a-z]{1,255}"), _schema({"type": "string", "pattern": "^[a-z]{1,255}$"})):
+        texts = [compile_spec(spec, tokens).serialize_json() for tokens in (warm, cold)]
+        assert texts[0] == texts[1], "xgrammar's cache of rules fails here"
     schema = '{"type":"array","items":{"type":"string","maxLength":90}}'
     made = [tokens.compiler.compile_json_schema(schema).serialize_json() for tokens in (cold, warm)]
     assert made[0] == made[1]

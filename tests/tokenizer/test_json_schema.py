@@ -45,8 +45,9 @@ def test_what_can_be_kept_to_passes(schema: object) -> None:
         ({"minimum": 3}, '"minimum" without "type" (at #)'),
         (
             {"patternProperties": {"^a": {}}, "required": ["ab"]},
-            '"required" \'ab\' that only "patternProperties" describes (at #)',
+            '"required" \'ab\' that "properties" does not describe (at #)',
         ),
+        ({"properties": {"a": {}}, "required": ["b"]}, '"required" \'b\' that "properties" does not describe (at #)'),
     ],
 )
 def test_what_cannot_be_kept_to_is_named(schema: object, sentence: str) -> None:
