@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.shared.grammar import (
@@ -49,7 +48,7 @@ class Grammars:
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
         """folder: the runtime folder."""
         self._library = _Library(folder, max_bytes)
-        self._matchers: dict[int, Future[_Matcher]] = {}
+        self._matchers: dict[int, Future[_Matcher] | _Matcher] = {}
         self._failures: dict[int, str] = {}
 
     def admit(self, slot: int, key: str, output_ids: Sequence[int] = ()) -> None:
@@ -72,7 +71,7 @@ class Grammars:
     def is_ready(self, slot: int) -> bool:
         """Whether the slot's grammar, if it has one, can be asked without waiting for it to be loaded."""
         found = self._matchers.get(slot)
-        return found is None or found.done()
+        return not isinstance(found, Future) or found.done()
 
     def accept(self, slot: int, token: int) -> None:
         """The slot's request has got this token."""
@@ -93,7 +92,7 @@ class Grammars:
         for row, matcher in enumerate(matchers):
             if matcher is not None:
                 self._note(slots[row], matcher.fill(out, row))
-        for row in torch.nonzero(~out[: len(slots)].any(-1)).flatten().tolist():
+        for row in (out[: len(slots)].numpy().any(axis=1) == 0).nonzero()[0]:  # ten times as fast as torch
             matcher = matchers[row]
             assert matcher is not None
             self._note(slots[row], matcher.allows_nothing(out[row]))
@@ -108,10 +107,11 @@ class Grammars:
 
     def _matcher(self, slot: int) -> "_Matcher | None":
         found = self._matchers.get(slot)
-        if found is None:
-            return None
+        if not isinstance(found, Future):
+            return found
         try:
-            return found.result()
+            matcher = self._matchers[slot] = found.result()
+            return matcher
         except Exception as error:
             log.warning("grammar not loaded", extra={"slot": slot, "reason": str(error)})
             del self._matchers[slot]
