@@ -57,7 +57,7 @@ class Report:
 def main() -> int:
     options = _parser().parse_args()
     num_errors = 0
-    with Records(options.out, sys.argv) as records:
+    with Records(options.out, ["python", "-m", "benchmarks.gateway", *sys.argv[1:]]) as records:
         print(f"{'load':<9}{'tokenizers':>11}{'count':>10}{'a second':>10}{'client':>8}   microseconds of CPU for each")
         for name, num_tokenizers in itertools.product(options.loads, options.tokenizers):
             load = _streams(options) if name == "streams" else _text(options)

@@ -74,6 +74,7 @@ async def _bias(session: aiohttp.ClientSession, bias: float) -> dict[str, float]
     found = {}
     for text in CLOSING:
         async with session.post("/tokenize", json={"prompt": text, "add_special_tokens": False}) as answer:
+            answer.raise_for_status()
             token_ids = (await answer.json())["tokens"]
         if len(token_ids) == 1:
             found[str(token_ids[0])] = bias if text.startswith('"') else bias / 2
