@@ -112,7 +112,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True):
 
 
 def check_messages(messages: list[ChatMessage]) -> None:
-    """Raises InvalidRequest for parts of messages that are no text."""
+    """Raises InvalidRequest for parts of messages that are no text, and where another dialect's say nothing at all."""
+    if not messages:
+        raise InvalidRequest("messages: nothing is said in them", "messages")
     for place, message in enumerate(messages):
         for part in message.content if isinstance(message.content, list) else ():
             if part.type not in ("text", "refusal", "input_text", "output_text") or (part.text or part.refusal) is None:

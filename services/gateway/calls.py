@@ -13,6 +13,7 @@ from octavo.services.gateway.kept_events import KeptEvents
 from octavo.services.gateway.manner import OPENAI, Manner
 from octavo.services.gateway.metrics import Metrics
 from octavo.services.gateway.workers import Workers
+from octavo.shared.anthropic import CountTokensRequest
 from octavo.shared.config import Config
 from octavo.shared.endpoints import CallRequest, Completing, in_words_of, options_of, read_request
 from octavo.shared.errors import InvalidRequest, NotFound
@@ -60,7 +61,8 @@ class Calls:
         self, request: web.Request, generate: Generate, wanted: CallRequest, started_s: float, manner: Manner = OPENAI
     ) -> web.StreamResponse:
         """Send a call to a tokenizer and its bytes to the client. Raises RequestError."""
-        answer = stream.answer_stream if wanted.stream else stream.answer_whole
+        is_streamed = wanted.stream and not isinstance(wanted, CountTokensRequest)
+        answer = stream.answer_stream if is_streamed else stream.answer_whole
         call = self.open(generate)
         try:
             return await answer(request, call, self._metrics, started_s, manner)

@@ -36,6 +36,17 @@ def test_errors_are_anthropics(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_count_of_tokens_is_never_streamed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as server:
+            with FakeTokenizer(tmp_path):
+                await until_ready(server.client)
+                response = await server.client.post("/v1/messages/count_tokens", json=BODY | {"stream": True})
+                assert (response.status, response.content_type) == (200, "application/json")
+
+    asyncio.run(scenario())
+
+
 def test_the_key_is_asked_for_in_anthropics_words(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, api_key="secret") as server:

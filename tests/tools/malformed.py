@@ -126,10 +126,11 @@ _BAD_INPUTS = (
         for kind in ("message", "function_call", "function_call_output", "image", "item_reference")
     ),
     '[{"role":"user","content":[{"type":"input_image","image_url":"file:///etc/passwd"}]}]',
-    *('[{"role":' * 900, f'"{_GIANT}"', *_NESTED),
+    *('[{"role":' * 900, f'"{_GIANT}"', *_NESTED, '[{"type":"reasoning","summary":[]}]'),
 )
 _BAD_TURNS = (
     *_BAD_MESSAGES,
+    *(f'[{{"role":"{role}","content":[]}}]' for role in ("user", "assistant", "system")),
     *(f'[{{"role":"user","content":[{{"type":"{kind}"}}]}}]' for kind in ("text", "image", "tool_use", "tool_result")),
     *(f'[{{"role":"assistant","content":[{{"type":"{kind}"}}]}}]' for kind in ("thinking", "tool_use", "tool_result")),
 )
