@@ -37,7 +37,7 @@ def draw(raw):
         limit = singles(job[8])[row]
         sums = advance(doubles(job[10]), row * ((vocab + BLOCK - 1) // BLOCK))
         has_mask = job[5] != 0
-        peak = _peak(logits, mask, has_mask, 0, vocab)
+        peak = _peak(logits, mask, has_mask, vocab)
         if rate == np.float32(0):
             words(job[11])[row] = _first(logits, mask, has_mask, vocab, peak)
         else:
@@ -69,7 +69,7 @@ def _peak_of_word(logits, bits, count):
 
 
 @njit(error_model="numpy", forceinline=True)
-def _peak(logits, mask, has_mask, first, vocab):
+def _peak(logits, mask, has_mask, vocab):
     peak = -_INF
     whole = vocab // WORD
     for word in range(whole):

@@ -59,10 +59,7 @@ def sample(
     rows, vocab = logits.shape
     is_random = temperatures > 0
     limits = torch.minimum(max_distances, (_FARTHEST_IN_FLOAT32 * temperatures).float())
-    for row in torch.nonzero(is_random & ((top_ks > 0) | (top_ps < 1))).flatten().tolist():
-        one = slice(row, row + 1)
-        distances = _distances(_allowed(logits[one], None if masks is None else masks[one]))[0]
-        limits[row] = _limit(distances, temperatures[row], limits[row], int(top_ks[row]), float(top_ps[row].float()))
+    _narrow(limits, logits, masks, temperatures, top_ks, top_ps)
     rates = torch.where(is_random, 1.0 / temperatures, 0.0)
     draws = _draws(seeds, positions)
     sums = torch.empty(rows, -(-vocab // _BLOCK), dtype=torch.float64)
@@ -88,13 +85,11 @@ def reference(
     """As `sample`, in torch, on any device, in float64."""
     logits = _allowed(logits, masks)
     is_random = temperatures > 0
-    temperatures = torch.where(is_random, temperatures, 1.0)
+    divisors = torch.where(is_random, temperatures, 1.0)
+    limits = torch.minimum(max_distances, (_FARTHEST * divisors).float())
+    _narrow(limits, logits, None, temperatures, top_ks, top_ps)
     distances = _distances(logits)
-    limits = torch.minimum(max_distances, (_FARTHEST * temperatures).float())
-    for row in torch.nonzero(is_random & ((top_ks > 0) | (top_ps < 1))).flatten().tolist():
-        top_p = float(top_ps[row].float())
-        limits[row] = _limit(distances[row], temperatures[row], limits[row], int(top_ks[row]), top_p)
-    weights = _weights(distances, temperatures[:, None], limits[:, None])
+    weights = _weights(distances, divisors[:, None], limits[:, None])
     # Summed in float64: in float32 a vocabulary of 100k loses the tail.
     running = weights.cumsum(-1)
     draws = _draws(seeds, positions).to(logits.device)
@@ -130,6 +125,16 @@ def _draws(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
 def max_distance(temperature: float, min_p: float) -> float:
     """The distance at which a token is min_p times as likely as the likeliest."""
     return temperature * math.log(1 / min_p) if min_p > 0 else math.inf
+
+
+def _narrow(
+    limits: Tensor, logits: Tensor, masks: Tensor | None, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor
+) -> None:
+    """Lower the limits, [rows] float32, in place, of those rows that draw and have top-k or top-p."""
+    for row in torch.nonzero((temperatures > 0) & ((top_ks > 0) | (top_ps < 1))).flatten().tolist():
+        one = slice(row, row + 1)
+        distances = _distances(_allowed(logits[one], None if masks is None else masks[one]))[0]
+        limits[row] = _limit(distances, temperatures[row], limits[row], int(top_ks[row]), float(top_ps[row].float()))
 
 
 def _limit(distances: Tensor, temperature: Tensor, limit: Tensor, top_k: int, top_p: float) -> Tensor:
