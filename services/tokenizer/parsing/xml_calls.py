@@ -27,20 +27,7 @@ def xml_call(reader: Reader, rules: Rules) -> Steps[None]:
     """
     name = yield from reader.name()
     yield from _close_tag(reader)
-    reader.begin_call(name)
-    reader.arguments("{")
-    schema, separator = rules.schemas.get(name, {}), ""
-    try:
-        while (yield from _next(reader)) == _PARAMETER:
-            key = yield from reader.run(_KEY, MAX_NAME)
-            yield from _close_tag(reader)
-            reader.arguments(f"{separator}{quote(key)}: ")
-            yield from _parameter(reader, schema, key, _value)
-            separator = ", "
-    except Malformed:
-        pass
-    reader.arguments("}")
-    reader.end_call()
+    yield from _call(reader, rules, name, _key, _value)
 
 
 def arg_call(reader: Reader, rules: Rules) -> Steps[None]:
@@ -52,23 +39,48 @@ def arg_call(reader: Reader, rules: Rules) -> Steps[None]:
     name = yield from reader.name()
     if not (yield from _next_arg(reader)):
         raise Malformed
+    yield from _call(reader, rules, name, _arg_key, _arg_value)
+
+
+def _call(
+    reader: Reader,
+    rules: Rules,
+    name: str,
+    next_key: Callable[[Reader], Steps[str | None]],
+    value: _ReadValue,
+) -> Steps[None]:
+    """What follows a call's name. next_key: reads up to a parameter's value; None where the parameters end."""
     reader.begin_call(name)
     reader.arguments("{")
     schema, separator = rules.schemas.get(name, {}), ""
     try:
-        while (yield from _next_arg(reader)) == _ARG_KEY:
-            yield from _arg_tag(reader, _ARG_KEY)
-            key = (yield from reader.run(_KEY, MAX_NAME)).strip()
-            yield from _arg_tag(reader, _ARG_KEY_END)
-            yield from reader.space()
-            yield from _arg_tag(reader, _ARG_VALUE)
+        while (key := (yield from next_key(reader))) is not None:
             reader.arguments(f"{separator}{quote(key)}: ")
-            yield from _parameter(reader, schema, key, _arg_value)
+            yield from _parameter(reader, schema, key, value)
             separator = ", "
     except Malformed:
         pass
     reader.arguments("}")
     reader.end_call()
+
+
+def _key(reader: Reader) -> Steps[str | None]:
+    if (yield from _next(reader)) != _PARAMETER:
+        return None
+    key = yield from reader.run(_KEY, MAX_NAME)
+    yield from _close_tag(reader)
+    return key
+
+
+def _arg_key(reader: Reader) -> Steps[str | None]:
+    if (yield from _next_arg(reader)) != _ARG_KEY:
+        return None
+    yield from _arg_tag(reader, _ARG_KEY)
+    key = (yield from reader.run(_KEY, MAX_NAME)).strip()
+    yield from _arg_tag(reader, _ARG_KEY_END)
+    yield from reader.space()
+    yield from _arg_tag(reader, _ARG_VALUE)
+    return key
 
 
 def _next_arg(reader: Reader) -> Steps[str]:
