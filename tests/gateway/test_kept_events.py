@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.gateway.harness import read_until, running, until, until_ready
+from aiohttp import ClientResponse
+from tests.gateway.harness import Running, read_until, running, until, until_ready
 from tests.gateway.test_responses import PATH, answer, asked, create, num_observed
 from tests.tools.fake_tokenizer import FakeTokenizer, nothing
 
@@ -18,15 +19,19 @@ def numbers(events: bytes) -> list[int]:
     return [json.loads(event.partition(b"\ndata: ")[2])["sequence_number"] for event in events.split(b"\n\n")[:-1]]
 
 
+async def begin_stream(server: Running, tokenizer: FakeTokenizer) -> "asyncio.Task[ClientResponse]":
+    """Ask for a response that streams in the background; its answer is awaited when a tokenizer has the call."""
+    post = asyncio.create_task(server.client.post(PATH, json={"input": "Hi", "stream": True, "background": True}))
+    await until(lambda: bool(tokenizer.generates()))
+    return post
+
+
 def test_a_stream_in_the_background_goes_on_without_its_client_and_can_be_read_again_anywhere(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as one, running(tmp_path, index=1) as other:
             with FakeTokenizer(tmp_path, nothing) as tokenizer:
                 await until_ready(one.client)
-                post = asyncio.create_task(
-                    one.client.post(PATH, json={"input": "Hi", "stream": True, "background": True})
-                )
-                await until(lambda: bool(tokenizer.generates()))
+                post = await begin_stream(one, tokenizer)
                 first, last = answer(tokenizer.generates()[0])
                 tokenizer.say(first)
                 response = await post
@@ -62,10 +67,7 @@ def test_a_stream_in_the_background_that_does_not_come_to_its_end_ends(tmp_path:
         async with running(tmp_path) as one, running(tmp_path, index=1) as other:
             with FakeTokenizer(tmp_path, nothing) as tokenizer:
                 await until_ready(one.client)
-                post = asyncio.create_task(
-                    one.client.post(PATH, json={"input": "Hi", "stream": True, "background": True})
-                )
-                await until(lambda: bool(tokenizer.generates()))
+                post = await begin_stream(one, tokenizer)
                 generate = tokenizer.generates()[0]
                 tokenizer.say(msgspec.structs.replace(answer(generate)[0], num_events=[1]))
                 response = await post
