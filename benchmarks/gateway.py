@@ -63,7 +63,7 @@ def main() -> int:
             load = _streams(options) if name == "streams" else _text(options)
             step_ms = options.step_ms if name == "streams" else 0.0
             flags = ["--device", "sim", "--sim-step-ms", str(step_ms), "--max-num-seqs", str(len(load.bodies))]
-            with running(*flags, "--tokenizers", str(num_tokenizers)) as server:
+            with running(*flags, "--tokenizers", str(num_tokenizers), *options.serve) as server:
                 if options.cores:
                     _bind(server)
                 num_errors += _measure(server, load, num_tokenizers, options, records)
@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=2, help="clients (default: %(default)s)")
     parser.add_argument("--cores", action="store_true", help="bind each gateway and tokenizer to a core of its own")
     parser.add_argument("--out", type=Path, help="file that a JSON line for each load is added to")
+    parser.add_argument("serve", nargs="*", help="arguments of octavo serve, behind --")
     return parser
 
 
