@@ -72,7 +72,7 @@ def measure(lengths: list[int], heads: int, kv_heads: int, head_dim: int, dtype:
     outs = {way: torch.empty(LAYERS, *q.shape, dtype=q.dtype, device="cuda") for way in ("even", "balanced")}
 
     def step(way: str) -> None:
-        work = plan_work(slots, positions, kv_heads, PAGE, 1024) if way == "balanced" else None
+        work = plan_work(slots, positions, tables, kv_heads, PAGE, 1024) if way == "balanced" else None
         for (keys, values), out in zip(boxes, outs[way], strict=True):
             decode_attention(
                 q, keys, values, tables, slots, positions, scratch, out, kv_heads, head_dim**-0.5, work=work

@@ -25,7 +25,7 @@ from octavo.kernels.gpu.qkv import Projection, split_qkv
 from octavo.kernels.gpu.rms_norm import rms_norm
 from octavo.kernels.gpu.sampler_state import pack_state
 from octavo.kernels.gpu.sampling import sample
-from octavo.kernels.gpu.work_list import plan_work
+from octavo.kernels.gpu.work_list import most_together, plan_work
 
 Call = Callable[[], object]
 
@@ -39,6 +39,7 @@ MOST_COPIES = 64
 
 DECODING_FEW = ((1, 1024), (1, 32_768), (8, 4096))
 DECODING = ((16, 1024), (32, 4096), (64, 1024), (256, 1024))
+SHARING = ((512, 2112, 32, 2048),)  # requests of a length; so many each that have a prefix in common
 PREFILLED = (1024, 4096, 16_384)
 TOKENS = (1, 64, 256, 8192)
 GATED = (1024, 8192)
@@ -80,6 +81,7 @@ class Case:
 def all_cases(device: torch.device) -> Iterator[Case]:
     yield from (decoding_few(device, requests, length) for requests, length in DECODING_FEW)
     yield from (decoding(device, requests, length) for requests, length in DECODING)
+    yield from (decoding(device, *one) for one in SHARING)
     yield from (prefilling(device, tokens) for tokens in PREFILLED)
     for tokens in TOKENS:
         yield splitting(device, tokens)
@@ -95,17 +97,22 @@ def all_cases(device: torch.device) -> Iterator[Case]:
             yield from (cublas(device, f"{model} {name}", outputs, inputs, rows) for rows in ROWS)
 
 
-def decoding(device: torch.device, requests: int, length: int) -> Case:
-    kv_bytes = 2 * requests * length * KV_HEADS * DIM * DTYPE.itemsize
+def decoding(device: torch.device, requests: int, length: int, group: int = 1, prefix: int = 0) -> Case:
+    """Neighbours share a prefix, so many as a group has; what they share is counted once."""
+    num_read = requests * (length - prefix) + requests // group * prefix
+    kv_bytes = 2 * num_read * KV_HEADS * DIM * DTYPE.itemsize
 
     def make() -> list[Call]:
         num_blocks = requests * length // PAGE
         tables = _shuffled(device, num_blocks).view(requests, -1)
+        tables.view(-1, group, tables.shape[1])[:, 1:, : prefix // PAGE] = tables[::group, None, : prefix // PAGE]
         slots, positions = _range(device, requests), _full(device, requests, length - 1)
         q = _random(device, requests, HEADS, DIM)
         out, scratch = torch.empty_like(q), torch.empty(scratch_size(requests, HEADS, KV_HEADS, DIM), device=device)
 
-        work = plan_work(slots, positions, KV_HEADS, PAGE, requests)  # once a step, for all layers
+        together = most_together(HEADS, KV_HEADS)
+        # Once a step, for all layers.
+        work = plan_work(slots, positions, tables, KV_HEADS, PAGE, requests, together=together)
 
         def call() -> Call:
             keys, values = (page_boxes(_random(device, num_blocks, KV_HEADS, PAGE, DIM)) for _ in range(2))
@@ -117,7 +124,8 @@ def decoding(device: torch.device, requests: int, length: int) -> Case:
 
     q_bytes = requests * HEADS * DIM * DTYPE.itemsize
     flops = 4 * requests * length * HEADS * DIM
-    return Case("decode_attention", f"{requests} x {length}", kv_bytes + 2 * q_bytes, flops, make)
+    shape = f"{requests} x {length}" + (f", {prefix} of each {group} shared" if prefix else "")
+    return Case("decode_attention", shape, kv_bytes + 2 * q_bytes, flops, make)
 
 
 def decoding_few(device: torch.device, requests: int, length: int) -> Case:

@@ -1,6 +1,6 @@
 """What structured output costs a step: the gaps between tokens of many streams, with a JSON schema and without.
 
-    python -m benchmarks.masks --streams 64 --model Qwen/Qwen3-8B -- --load-format dummy
+    python -m benchmarks.masks --streams 64 -- Qwen/Qwen3-8B --load-format dummy
 
 Starts a server (with the arguments behind --) and runs the same streams again and again, in turns without a grammar
 and with one that each follows from its first token to its last. What is told is the median gap of each run, and from
@@ -38,10 +38,9 @@ SCHEMA = {
 
 def main() -> int:
     options = _parser().parse_args()
-    flags = ["--model", options.model] if options.model else []
     masked: dict[str, object] = {"structured_outputs": {"json": SCHEMA}}
     with (
-        running(*flags, *options.serve) as server,
+        running(*options.serve) as server,
         Records(options.out, ["python", "-m", "benchmarks.masks", *sys.argv[1:]]) as records,
     ):
         _gap_ms(server, options, masked)  # compiles the grammar
@@ -75,7 +74,6 @@ def _gap_ms(server: Server, options: argparse.Namespace, fields: dict[str, objec
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="(default: the default model)")
     parser.add_argument("--streams", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=60, help="of each stream (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=5, help="pairs of runs (default: %(default)s)")

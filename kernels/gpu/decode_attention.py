@@ -5,9 +5,9 @@ afterwards, and a request that is one run is written at once. All heads that sha
 so that keys and values are read once. Pages are read by the tensor memory accelerator: one page of one kv head is one
 box, as wide as a power of two: what of it lies beyond the head is read as zeros, and is not fetched.
 
-There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, and the
-program that ends last of a request joins its runs. Without, every request is cut into as many runs, by the size of the
-batch alone, and `combine_splits` joins them.
+There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, a run that
+several requests begin with is read once for all of them, and the program that ends last of a request joins its runs.
+Without, every request is cut into as many runs, by the size of the batch alone, and `combine_splits` joins them.
 
 What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
 gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
@@ -25,7 +25,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.hardware import NUM_SMS, box_width
 from octavo.kernels.gpu.overlap import OVERLAP, begin
-from octavo.kernels.gpu.work_list import PROGRAMS_PER_SM, WORDS, WorkList, most_items, most_parts
+from octavo.kernels.gpu.work_list import (
+    PROGRAMS_PER_SM,
+    WORDS,
+    WorkList,
+    most_partials,
+    most_parts,
+    most_together,
+)
 
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
@@ -80,20 +87,21 @@ def decode_attention(
     """
     requests, heads, head_dim = q.shape
     page, box = keys.block_shape
-    items = num_items = counters = None
+    items = num_items = parts = counters = None
     if work is None:
-        splits = num_splits(requests, kv_heads)
-        num_parts, grid = requests * splits, (requests, kv_heads, splits)
+        splits, together = num_splits(requests, kv_heads), 1
+        num_partials, grid = requests * splits, (requests, kv_heads, splits)
     else:
-        splits, num_parts, grid = 0, len(work.items), (kv_heads, len(work.items), 1)
-        items, num_items, counters = work.items, work.num_items, work.counters
+        splits, together = 0, work.together
+        items, num_items, parts, counters = work.items, work.num_items, work.parts, work.counters
+        num_partials, grid = most_partials(requests, kv_heads, together), (kv_heads, len(items), 1)
         if work.is_sparse:
-            grid = (min(kv_heads * num_parts, PROGRAMS_PER_SM * NUM_SMS), 1, 1)
-    lse = scratch[num_parts * heads * head_dim :]
+            grid = (min(kv_heads * len(items), PROGRAMS_PER_SM * NUM_SMS), 1, 1)
+    lse = scratch[num_partials * heads * head_dim :]
     _decode[grid](
-        q, keys, values, tables, slots, positions, items, num_items, counters, out, scratch, lse, sinks, slopes,
+        q, keys, values, tables, slots, positions, items, num_items, parts, counters, out, scratch, lse, sinks, slopes,
         scale * k_scale * LOG2_E, v_scale, (softcap or 0.0) * LOG2_E, tables.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, SPLITS=splits,
+        HEADS=heads, KV_HEADS=kv_heads, DIM=head_dim, BOX=box, PAGE=page, SPLITS=splits, TOGETHER=together,
         SPARSE=work is not None and work.is_sparse, WINDOW=window or 0, SOFTCAP=softcap is not None,
         FP8=keys.base.itemsize == 1, AT_ONCE=FLOATS_AT_ONCE, STAGES=3, num_warps=4, **OVERLAP,
     )  # fmt: skip
@@ -119,16 +127,17 @@ def num_splits(requests: int, kv_heads: int) -> int:
 def scratch_size(requests: int, heads: int, kv_heads: int, head_dim: int) -> int:
     """Floats that a batch of so many requests, or fewer, needs."""
     even = max(n * num_splits(n, kv_heads) for n in range(1, requests + 1))
-    return max(even, most_items(requests, kv_heads)) * heads * (head_dim + 1)
+    listed = max(most_partials(requests, kv_heads, n) for n in (1, most_together(heads, kv_heads)))
+    return max(even, listed) * heads * (head_dim + 1)
 
 
 @triton.jit
 def _decode(
-    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, num_items_ptr, counters_ptr, out_ptr,
-    partial_ptr, lse_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
+    q_ptr, keys, values, tables_ptr, slots_ptr, positions_ptr, items_ptr, num_items_ptr, parts_ptr, counters_ptr,
+    out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, SPARSE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
-    AT_ONCE: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
+    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, SPARSE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    FP8: tl.constexpr, AT_ONCE: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits; with a work list (SPLITS is 0) kv heads, items, a program each. With a sparse
     one as many programs as run at once, which take one after another. In units of log2."""
@@ -136,16 +145,16 @@ def _decode(
     if SPARSE:
         for index in range(tl.program_id(0), tl.load(num_items_ptr) * KV_HEADS, tl.num_programs(0)):
             _attend_listed(
-                q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
-                slopes_ptr, index % KV_HEADS, index // KV_HEADS, scale, v_scale, softcap, table_stride,
-                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+                q_ptr, keys, values, tables_ptr, items_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr,
+                sinks_ptr, slopes_ptr, index % KV_HEADS, index // KV_HEADS, scale, v_scale, softcap, table_stride,
+                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, TOGETHER, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
             )  # fmt: skip
     elif SPLITS == 0:
         if tl.program_id(1) < tl.load(num_items_ptr):
             _attend_listed(
-                q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
-                slopes_ptr, tl.program_id(0), tl.program_id(1), scale, v_scale, softcap, table_stride,
-                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+                q_ptr, keys, values, tables_ptr, items_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr,
+                sinks_ptr, slopes_ptr, tl.program_id(0), tl.program_id(1), scale, v_scale, softcap, table_stride,
+                HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, TOGETHER, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
             )  # fmt: skip
     else:
         request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -155,68 +164,81 @@ def _decode(
         per_split = tl.cdiv(end_page - first_page, SPLITS)
         low = first_page + part * per_split
         _attend_item(
-            q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
-            request, slot, kv_head, request * SPLITS + part, part, 0, SPLITS, length, low,
-            tl.minimum(low + per_split, end_page), scale, v_scale, softcap, table_stride,
-            HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+            q_ptr, keys, values, tables_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
+            slopes_ptr, request, 1, slot, kv_head, part, length, low, tl.minimum(low + per_split, end_page),
+            scale, v_scale, softcap, table_stride,
+            HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, TOGETHER, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
         )  # fmt: skip
 
 
 @triton.jit
 def _attend_listed(
-    q_ptr, keys, values, tables_ptr, items_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
-    kv_head, item, scale, v_scale, softcap, table_stride,
+    q_ptr, keys, values, tables_ptr, items_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
+    slopes_ptr, kv_head, item, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
-    STAGES: tl.constexpr,
+    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    AT_ONCE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """An item of a work list."""
     words = items_ptr + item * WORDS
     request, slot, length = tl.load(words), tl.load(words + 1), tl.load(words + 2)
-    low, high, first_item, num = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
+    low, high, part, members = tl.load(words + 3), tl.load(words + 4), tl.load(words + 5), tl.load(words + 6)
     _attend_item(
-        q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
-        request, slot, kv_head, item, item - first_item, first_item, num, length, low, high, scale, v_scale,
-        softcap, table_stride, HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
+        q_ptr, keys, values, tables_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+        request, members, slot, kv_head, part, length, low, high, scale, v_scale, softcap, table_stride,
+        HEADS, KV_HEADS, DIM, BOX, PAGE, SPLITS, TOGETHER, WINDOW, SOFTCAP, FP8, AT_ONCE, STAGES,
     )  # fmt: skip
 
 
 @triton.jit
 def _attend_item(
-    q_ptr, keys, values, tables_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
-    request, slot, kv_head, item, part, first_item, num, length, low, high, scale, v_scale, softcap, table_stride,
+    q_ptr, keys, values, tables_ptr, parts_ptr, counters_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr, slopes_ptr,
+    request, members, slot, kv_head, part, length, low, high, scale, v_scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
-    STAGES: tl.constexpr,
+    SPLITS: tl.constexpr, TOGETHER: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    AT_ONCE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One of `num` parts of a request, the pages from low to high."""
+    """The pages from low to high for `members` requests from `request` on; of each of them its n-th part, n = part.
+
+    Where they are several, they all see all of these pages, and each has another part.
+    """
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
+    ROWS: tl.constexpr = 16 if GROUP * TOGETHER <= 16 else triton.next_power_of_2(GROUP * TOGETHER)
     row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
-    head = kv_head * GROUP + row
-    is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
-    place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+    owner = request + row // GROUP
+    is_head = row < GROUP * members
+    head = kv_head * GROUP + row % GROUP
+    is_live = is_head[:, None] & (dim < DIM)[None, :]
+    place = (owner.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
     peak, total, sums = _attend_pages(
         tl.load(q_ptr + place, mask=is_live, other=0.0), keys, values,
         tables_ptr + slot.to(tl.int64) * table_stride, kv_head, low, high,
         tl.maximum(length - WINDOW, 0) if WINDOW else 0, length, part == 0,
         sinks_ptr + head if sinks_ptr is not None else None, slopes_ptr + head if slopes_ptr is not None else None,
-        row < GROUP, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
+        is_head, scale, softcap, KV_HEADS, BOX, PAGE, ROWS, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
     divisor = tl.where(total > 0, total, 1.0)
     sums = tl.trans(sums / divisor[None, :]) * v_scale
+    num = SPLITS if SPLITS > 0 else tl.load(parts_ptr + request * 2 + 1)
     if num == 1:
         tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
     else:
-        partial = tl.cast(item, tl.int64) * HEADS + head
+        first = owner * SPLITS if SPLITS > 0 else tl.load(parts_ptr + owner * 2, mask=is_head, other=0)
+        partial = (first + part).to(tl.int64) * HEADS + head
         tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
-        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=row < GROUP)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
         if SPLITS == 0:
-            counter = counters_ptr + request * KV_HEADS + kv_head
-            tl.debug_barrier()  # so that the release below covers the stores of all threads
-            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num - 1:
-                tl.store(counter, 0)
-                _join(request, kv_head, first_item, num, partial_ptr, lse_ptr, out_ptr, HEADS, GROUP, DIM, BOX, AT_ONCE)
+            tl.debug_barrier()  # so that the releases below cover the stores of all threads
+            for member in range(members):
+                each = request + member
+                first_part, num = tl.load(parts_ptr + each * 2), tl.load(parts_ptr + each * 2 + 1)
+                counter = counters_ptr + each * KV_HEADS + kv_head
+                if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num - 1:
+                    tl.store(counter, 0)
+                    _join(
+                        each, kv_head, first_part, num, partial_ptr, lse_ptr, out_ptr,
+                        HEADS, GROUP, DIM, BOX, AT_ONCE,
+                    )  # fmt: skip
 
 
 @triton.jit
@@ -282,22 +304,22 @@ def attend_page(
 
 @triton.jit
 def _join(
-    request, kv_head, first_item, num, partial_ptr, lse_ptr, out_ptr,
+    request, kv_head, first, num, partial_ptr, lse_ptr, out_ptr,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of all items of a request, weighted; past the first cache, for other programs have written them."""
+    """The outputs of all parts of a request, weighted; past the first cache, for other programs have written them."""
     ROWS: tl.constexpr = triton.next_power_of_2(GROUP)
-    ITEMS: tl.constexpr = AT_ONCE // (ROWS * BOX) if AT_ONCE >= ROWS * BOX else 1
+    PARTS: tl.constexpr = AT_ONCE // (ROWS * BOX) if AT_ONCE >= ROWS * BOX else 1
     row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
     head = kv_head * GROUP + row
     is_live = (row < GROUP)[:, None] & (dim < DIM)[None, :]
     peak = tl.full([ROWS], NEVER, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, BOX], tl.float32)
-    for start in range(0, num, ITEMS):
-        item = start + tl.arange(0, ITEMS)
-        place = (first_item + item).to(tl.int64)[:, None] * HEADS + head[None, :]
-        is_part = (item < num)[:, None] & (row < GROUP)[None, :]
+    for start in range(0, num, PARTS):
+        part = start + tl.arange(0, PARTS)
+        place = (first + part).to(tl.int64)[:, None] * HEADS + head[None, :]
+        is_part = (part < num)[:, None] & (row < GROUP)[None, :]
         lse = tl.load(lse_ptr + place, mask=is_part, other=NEVER, cache_modifier=".cg")
         partial = tl.load(
             partial_ptr + place[:, :, None] * DIM + dim[None, None, :],

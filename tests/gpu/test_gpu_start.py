@@ -28,27 +28,23 @@ QWEN3: dict[str, Any] = {
     "rms_norm_eps": 1e-6, "hidden_act": "silu",
 }  # fmt: skip
 FAULT = """
-import os, sys
-from octavo.services.executor.load import load_engine
-from octavo.services.executor.service import _Loop
-from octavo.shared.config import Config
+import os, runpy
+from octavo.services.executor import service
 from octavo.shared.messages import NewRequest, Reset, Step, pack
-from octavo.shared.process import Stopwatch, set_up_logs
 from octavo.shared.sampling import SamplingParams
-set_up_logs("executor", "warning")
-engine = load_engine(Config(model=sys.argv[1], device="cuda", load_format="dummy", num_kv_blocks=64), Stopwatch())
 class Link:
     socket = os.open("/dev/zero", os.O_RDONLY)
+    def __init__(self, *unused):
+        pass
     new = [NewRequest(0, pack([999_999_999]), 0, pack([0]), SamplingParams(max_tokens=2))]
     messages = [Reset(1), Step(1, 41, new=new, chunk_slots=pack([0]), chunk_lengths=pack([1]))]
     def receive(self):
         taken, self.messages = self.messages, []
         return taken
     def send(self, message):
-        print(type(message).__name__, message.number)
-loop = _Loop(engine, Link(), b"boot")
-while True:
-    loop.turn()
+        print(type(message).__name__, getattr(message, "number", ""))
+service.Link = Link
+runpy.run_module("octavo.services.executor", run_name="__main__")
 """
 
 
@@ -118,8 +114,10 @@ def test_too_many_kv_blocks_are_refused_with_the_flag(folder: str) -> None:
         load(folder, num_kv_blocks=10_000_000)
 
 
-def test_a_fault_of_the_device_ends_the_process_with_its_reason(folder: str) -> None:
-    done = subprocess.run([sys.executable, "-c", FAULT, folder], capture_output=True, text=True, timeout=300)
+def test_a_fault_of_the_device_ends_the_process_with_its_reason(folder: str, tmp_path: Path) -> None:
+    flags = [folder, "--device", "cuda", "--load-format", "dummy", "--num-kv-blocks", "64"]
+    flags += ["--runtime-dir", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", FAULT, *flags], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "StepFailed 41" in done.stdout
     assert "step failed" in done.stderr and "CUDA error" in done.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.gpu.test_gpu_attention import check_few
+from tests.gpu.test_gpu_work_list import check_shared, check_sharing, check_work
 from torch import Tensor
 
 from octavo.kernels import activation, cache_write, decode_attention, linear, rms_norm, rope
@@ -97,6 +98,29 @@ def test_decode_attention(
         q, *paged.boxes, paged.tables, paged.slots, ends - 1, scratch, out, kv_heads, 0.3, window, softcap
     )
     close(out, decode_attention.reference(q, *paged.caches, paged.blocks, ends, 0.3, window, softcap))
+
+
+@pytest.mark.parametrize(
+    "dtype, shape, how",
+    [
+        (FP32, (1, 4, 32), {"has_sinks": True}),
+        (FP16, (2, 3, 16), {"softcap": 20.0}),  # five requests of an item
+        (FP32, (2, 16, 16), {}),  # the queries of one fill a tile
+    ],
+    ids=str,
+)
+def test_decode_attention_to_what_requests_share(
+    dtype: torch.dtype, shape: tuple[int, int, int], how: dict[str, Any]
+) -> None:
+    lengths, shared = [97, 81, 150, 81, 2, 70, 90, 80], [(4, 5), (5, 0), (8, 4)]
+    check_shared(lengths, shared, shape, dtype, device="cpu", page=PAGE, **how)
+
+
+def test_work_lists() -> None:
+    check_work([500 + 70 * i for i in range(20)], None, 8, device="cpu")
+    check_work([1, 9000, 64, 65], 1000, 2, device="cpu")
+    check_sharing(8, 4, device="cpu")
+    check_sharing(2, 5, device="cpu")
 
 
 @pytest.mark.parametrize("dtype, window, softcap", [(FP32, None, None), (FP16, 20, None), (FP32, 70, 30.0)])

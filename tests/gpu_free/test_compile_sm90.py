@@ -39,7 +39,8 @@ USES = {
     "gated_linear._gated_linear": [TMA, WGMMA],
     "prefill_attention._prefill": [TMA, WGMMA],
     "prefill_hopper._prefill_items": [TMA, WGMMA],
-    "work_list._plan": [],  # reads a few kilobytes
+    "work_list._find_shared": [],  # these two read a few kilobytes
+    "work_list._plan": [],
     "pages._begin_pages": [],  # writes
 }
 

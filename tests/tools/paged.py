@@ -57,6 +57,15 @@ class Paged:
         self.key_boxes, self.value_boxes = page_boxes(self.keys), page_boxes(self.values)
         self.tables, self.slots = self.tables.to(device), self.slots.to(device)
 
+    def share(self, requests: range, pages: int) -> None:
+        """Have requests begin with the first one's pages, so many of them."""
+        positions = pages * self.keys.shape[2]
+        slots = self.slots.long()
+        for request in requests[1:]:
+            self.tables[slots[request], :pages] = self.tables[slots[requests[0]], :pages]
+            for dense in self.dense:
+                dense[request][:positions] = dense[requests[0]][:positions]
+
 
 def attend(
     q: Tensor,

@@ -16,7 +16,7 @@ from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, sc
 from octavo.kernels.gpu.decode_few import decode_few
 from octavo.kernels.gpu.prefill_attention import prefill_attention
 from octavo.kernels.gpu.qkv import Projection, split_qkv
-from octavo.kernels.gpu.work_list import WorkList, plan_work
+from octavo.kernels.gpu.work_list import WorkList, most_together, plan_work
 from octavo.services.executor.batch import PromptPart
 from octavo.services.executor.cache import KvCache, to_fp8, uniform_attention
 from octavo.services.executor.models.decoder import Angles, AttentionLayer
@@ -65,7 +65,7 @@ def plan_step(step: Step, slots: Slots) -> Plan:
     _change_table(plan, grown, [slots.num_blocks[slot] - 1 for slot in grown], grown_blocks)
     plan.fresh_blocks += grown_blocks
     num_computed = slots.num_computed
-    # Side by side those that share a prefix: they attend at the same time, and memory is read for one of them.
+    # Side by side those that share a prefix: attention reads it once for several of them, see work_list.py.
     plan.slots = sorted(slots.decoding, key=slots.first_blocks.__getitem__)
     plan.positions = [num_computed[slot] for slot in plan.slots]
     for slot in plan.slots:
@@ -145,7 +145,7 @@ class GpuAttention:
         self._is_balanced = num_decoding >= BALANCED_FROM or chunks is not None
         self._is_sparse = decoding is not None
         self._decoding = positions[:num_decoding] if decoding is None else decoding
-        self._work: dict[int | None, WorkList] = {}  # by window
+        self._work: dict[tuple[int | None, int], WorkList] = {}  # by window, and how many requests share items
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: AttentionLayer) -> Tensor:
         cache = self._cache
@@ -192,7 +192,7 @@ class GpuAttention:
             decode_attention(
                 q[:decoding], keys, values, cache.tables, self._slots, self._positions, cache.scratch, out,
                 cache.kv_heads, spec.scale, spec.window, spec.softcap, sinks, slopes, k_scale, v_scale,
-                self._work_list(spec.window) if self._is_balanced else None,
+                self._work_list(attention) if self._is_balanced else None,
             )  # fmt: skip
         if self._chunks is not None:
             prefill_attention(
@@ -201,11 +201,16 @@ class GpuAttention:
             )  # fmt: skip
         return out
 
-    def _work_list(self, window: int | None) -> WorkList:
-        """Of the decoding rows; made once for all layers with this window."""
-        if window not in self._work:
-            cache = self._cache
-            page, most = cache.keys[0].shape[2], len(cache.tables)
-            slots = self._slots[: self._num_decoding]
-            self._work[window] = plan_work(slots, self._decoding, cache.kv_heads, page, most, window, self._is_sparse)
-        return self._work[window]
+    def _work_list(self, attention: AttentionLayer) -> WorkList:
+        """Of the decoding rows; made once for all layers that are alike in this."""
+        spec, cache = attention.spec, self._cache
+        # A window begins elsewhere for each request, and slopes weigh a page by its distance from each.
+        together = 1 if spec.window or attention.slopes is not None else most_together(spec.heads, cache.kv_heads)
+        key = spec.window, together
+        if key not in self._work:
+            page, most = cache.keys[0].shape[2], len(cache.tables) - 1
+            self._work[key] = plan_work(
+                self._slots[: self._num_decoding], self._decoding, cache.tables, cache.kv_heads, page, most,
+                spec.window, self._is_sparse, together,
+            )  # fmt: skip
+        return self._work[key]

@@ -46,10 +46,13 @@ class Fp8Linear:
 def many_rows_linear(
     x: Quantized, weight: Quantized, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """By torch's product of FP8, which has no place for a residual, and wants whole sixteens of rows."""
+    """By torch's product of FP8, which has no place for a residual, and wants whole sixteens of rows.
+
+    Of only sixteen, with a bias and many inputs, cuBLASLt has no product.
+    """
     (values, scale), (weight_values, weight_scale) = x, weight
     num_rows = len(values)
-    if more := -num_rows % MULTIPLE:
+    if more := max(2 * MULTIPLE - num_rows, -num_rows % MULTIPLE):
         values, scale = F.pad(values.view(torch.uint8), (0, 0, 0, more)).view(FP8), F.pad(scale, (0, more))
     product = torch._scaled_mm(
         values, weight_values.t(), scale[:, None], weight_scale[None, :], bias, out_dtype=dtype, use_fast_accum=True
