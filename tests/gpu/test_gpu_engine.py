@@ -11,6 +11,7 @@ from tests.tools.pipeline import Pipeline
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from octavo.services.executor.gpu.engine import batch_sizes
 from octavo.services.executor.load import load_engine
 from octavo.shared.config import Config
 from octavo.shared.messages import NewRequest, Step, pack
@@ -179,3 +180,17 @@ def test_logprobs_of_prompts_and_of_edited_tokens_are_those_of_the_cpu(tmp_path:
         numbers = [each.view(torch.float32) for each in words]
         # Ids and ranks are whole numbers: as floats they are next to nothing, unless they differ.
         assert torch.allclose(numbers[0], numbers[1], atol=1e-3)
+
+
+def test_logits_are_only_of_sizes_that_the_start_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For another size the library may choose a kernel that is not loaded, and to load one waits for the device."""
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**COMMON)).save_pretrained(tmp_path)
+    engine = load_engine(
+        Config(model=str(tmp_path), device="cuda", dtype="bfloat16", max_num_seqs=100, max_num_batched_tokens=256,
+               num_kv_blocks=256, max_model_len=512), Stopwatch())  # fmt: skip
+    model, sizes = engine._model, []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    prompts = [[place % 1000 for place in range(length)] for length in range(1, 101)]
+    Pipeline(engine).generate(prompts, SamplingParams(max_tokens=50, temperature=0.0))
+    assert len(set(sizes)) > 3 and set(sizes) <= set(batch_sizes(100))

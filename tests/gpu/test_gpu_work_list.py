@@ -133,7 +133,7 @@ def check_work(
     assert firsts == sorted(firsts, reverse=True) or together > 1
     # No program has much more to do than an equal share of the whole, but where a request would be cut too often.
     assert most_parts(kv_heads) <= MOST_PARTS
-    share = sum(sizes) * kv_heads / 264
+    share = sum(sizes) / max(1, 264 // kv_heads)
     assert max(sizes) <= max(1.5 * share, max(map(len, pages.values())) / most_parts(kv_heads)) + 1
     return items
 

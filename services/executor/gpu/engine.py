@@ -251,21 +251,24 @@ class GpuEngine:
             recorded, inputs = None, MixedInputs(len(plan.slots), self.info.num_slots, len(plan.chunk_rows))
             sections = inputs.sections(plan)
             assert sections is not None
+        num_sampled = len(plan.sampled_slots)
+        # As many as a graph that decodes has: for another size the library may choose another kernel, and to load one
+        # waits until the device has done all that it was given.
+        num_rows = min(batch_of(num_sampled, self.info.num_slots), inputs.num_decoding)
         sampled_positions = [plan.positions[row] for row in plan.sampled_rows]
         *_, slots, positions = self._upload([*sections, plan.sampled_slots, sampled_positions], plan, inputs.starts)
         if plan.prompt_parts:
             every = self._mix(inputs, needs_all=True)
             self._tell_prompts(plan, every, prompts)
-            hidden = every.index_select(0, inputs.views(self._inputs)[4][: len(plan.sampled_rows)])
+            hidden = every.index_select(0, inputs.views(self._inputs)[4][:num_rows])
         elif recorded is None:
             hidden = self._mix(inputs)
         else:
             graph, hidden = recorded
             graph.replay()
-        num_sampled = len(plan.sampled_slots)
         if not num_sampled:
             return None
-        logits = self._model.logits(hidden[:num_sampled])
+        logits = self._model.logits(hidden[:num_rows])[:num_sampled]
         self._sampler.choose(logits, slots, positions, self._tokens[:num_sampled], self._last)
         return logits
 
