@@ -26,7 +26,7 @@ from octavo.shared.transport import HEARTBEAT_S, Link, executor_endpoint, new_co
 
 log = logging.getLogger(__name__)
 
-MOST_LAUNCHED = 2  # steps on the device: one that runs, and the next
+MOST_LAUNCHED = 3  # steps on the device: one that runs, and those behind it; as many as a scheduler sends ahead
 
 
 class Launched(Protocol):

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 STEPS_AHEAD = 2
 """Steps in flight at most: one that runs, and one that the executor finds waiting."""
+SHORT_STEPS_AHEAD = 3
+"""The same on a GPU while steps are so short that a message may take as long."""
 ORPHANED_S = 15.0
 """How long a request outlives its tokenizer: so long its gateway has to bring it back through another one."""
 PACE_S = 5.0
@@ -286,7 +288,8 @@ class Scheduler:
         planner, executor = self.planner, self._executor
         if planner is None or executor is None:
             return
-        while planner.num_in_flight < STEPS_AHEAD:
+        is_hurried = planner.model.device == "cuda" and self._pace.has_short_steps
+        while planner.num_in_flight < (SHORT_STEPS_AHEAD if is_hurried else STEPS_AHEAD):
             num_decoding = planner.num_decoding
             step = planner.plan(self._pace.most_chunk_tokens)
             if step is None:

@@ -10,6 +10,8 @@ AT_FIRST = 1024
 """Tokens of the first such steps, before any has been timed."""
 WORTH_TIMING = 128
 """Fewer prompt tokens say little of what one costs."""
+SHORT_S = 0.002
+"""A step that only decodes, and takes no longer than this, may be over before the next one is planned and sent."""
 WEIGHT = 0.25
 """Of each timed step in the running means."""
 
@@ -28,6 +30,11 @@ class Pace:
         self._decoding_s = 0.0
         self._token_s = 0.0
         self._done_at = 0.0
+
+    @property
+    def has_short_steps(self) -> bool:
+        """Whether steps that only decode are short, as far as is known."""
+        return 0.0 < self._decoding_s < SHORT_S
 
     def most_chunk_tokens(self, num_decoding: int) -> int | None:
         """Prompt tokens for the next step, beside so many that decode; None: no limit."""

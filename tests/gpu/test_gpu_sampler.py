@@ -192,6 +192,27 @@ def test_the_distribution_over_a_large_vocabulary() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 112, "63 degrees of freedom: once in 10,000"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [31, 64, 5000, 151936])
+def test_masked_rows(vocab: int, dtype: torch.dtype) -> None:
+    check_masked_rows(vocab, dtype, "cuda")
+
+
+def check_masked_rows(vocab: int, dtype: torch.dtype, device: str) -> None:
+    """Some of the rows, each behind a mask of its own, against the masks of the CPU."""
+    from octavo.kernels.gpu.masks import FORBIDDEN, masked_rows
+    from octavo.kernels.masks import apply_masks
+
+    wide = torch.randn(6, vocab + 8).to(dtype)
+    rows = torch.tensor([4, 0, 5])
+    masks = torch.randint(-(2**31), 2**31, (3, -(-vocab // 32)), dtype=torch.int64).int()
+    masks[1] = -1
+    out = masked_rows(wide.to(device)[:, :vocab], rows.to(device), masks.to(device)).cpu()
+    expected = wide[rows, :vocab].float()
+    apply_masks(expected, masks)
+    assert torch.equal(out, expected.masked_fill(expected == -math.inf, FORBIDDEN.value))
+
+
 def test_a_token_depends_on_no_other_row() -> None:
     logits = torch.randn(40, 49152, device="cuda", dtype=torch.bfloat16)
     params = [params_of(row) for row in range(40)]

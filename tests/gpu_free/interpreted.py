@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.gpu.test_gpu_attention import check_few
+from tests.gpu.test_gpu_sampler import check_masked_rows
 from tests.gpu.test_gpu_work_list import check_shared, check_sharing, check_work
 from torch import Tensor
 
@@ -144,6 +145,12 @@ def test_prefill_attention(dtype: torch.dtype, window: int | None, softcap: floa
     ends = torch.cat([torch.arange(end - n, end) + 1 for n, end in zip(lengths, totals, strict=True)])
     expected = decode_attention.reference(q[first:], *paged.caches, paged.blocks[owners], ends, 0.3, window, softcap)
     close(out[first:], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [31, 64, 5000])
+def test_masked_rows(vocab: int, dtype: torch.dtype) -> None:
+    check_masked_rows(vocab, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

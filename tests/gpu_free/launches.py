@@ -13,6 +13,7 @@ from torch import Tensor
 from octavo.kernels.gpu.chunks import Chunks
 from octavo.kernels.gpu.embedding import gather
 from octavo.kernels.gpu.logprobs import logprobs
+from octavo.kernels.gpu.masks import masked_rows
 from octavo.kernels.gpu.pages import begin_pages
 from octavo.kernels.gpu.sampler_state import COLUMNS
 from octavo.kernels.gpu.sampling import sample
@@ -63,6 +64,7 @@ def choose(dtype: torch.dtype) -> None:
     """What chooses tokens and tells their logprobs."""
     logits, state, rows = empty(8, 151936, dtype=dtype), empty(NUM_SLOTS + 1, COLUMNS), empty(8)
     sample(logits, state, rows, rows, rows, empty(NUM_SLOTS + 1))
+    masked_rows(logits, empty(8, dtype=torch.int64), empty(8, 151936 // 32))
     chosen, top = empty(8, dtype=torch.float32), empty(8, MAX_LOGPROBS, dtype=torch.float32)
     logprobs(logits, state, rows, rows, chosen, top, empty(8, MAX_LOGPROBS))
 

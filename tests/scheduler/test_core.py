@@ -52,6 +52,19 @@ def test_as_many_steps_as_may_be_are_in_flight() -> None:
     assert len(rig.steps) == STEPS_AHEAD
 
 
+@pytest.mark.parametrize(("device", "step_s", "ahead"), [("cuda", 0.0005, 3), ("cuda", 0.004, 2), ("cpu", 0.0005, 2)])
+def test_one_more_is_in_flight_while_a_gpu_decodes_fast(device: str, step_s: float, ahead: int) -> None:
+    rig = SchedulerRig(msgspec.structs.replace(make_model(), device=device))
+    rig.enqueue(make_prompt(10), max_tokens=50)
+    rig.now = 10.0  # loading, and a prompt, say nothing of it
+    for _ in range(10):
+        rig.settle()
+        rig.now += step_s
+    assert len(rig.steps) == ahead
+    rig.run_all()
+    assert rig.is_empty()
+
+
 def test_requests_of_two_tokenizers_go_to_their_own() -> None:
     rig = SchedulerRig()
     first = rig.enqueue(make_prompt(5, 1), max_tokens=9)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu.logprobs import logprobs
+from octavo.kernels.gpu.masks import masked_rows
 from octavo.kernels.gpu.sampler_state import COLUMNS, pack_state
 from octavo.kernels.gpu.sampling import sample
 from octavo.kernels.sampling import max_distance
@@ -19,8 +20,7 @@ from octavo.services.executor.sampler import counts_of, pack_logprobs
 from octavo.shared.messages import ModelInfo, NewRequest
 from octavo.shared.sampling import MAX_LOGPROBS, SamplingParams
 
-HELD_ROWS = 32  # edited at once: their logits are wide
-FORBIDDEN = -1e30  # finite, so that distances are
+HELD_ROWS = 64  # edited at once: their logits are wide
 
 
 @dataclass
@@ -49,7 +49,6 @@ class GpuSampler:
         self._counts: dict[int, Tensor] = {}
         self._num_top: dict[int, int] = {}  # of slots whose requests ask for logprobs
         self.edits = Edits(info.vocab_size, grammars)
-        self._shifts = torch.arange(32, dtype=torch.int32, device=device)
         self._logprobs = _logprob_buffers(info.num_slots, device=device)
         self._pinned = [_logprob_buffers(info.num_slots, pin_memory=True) for _ in range(ring)]
 
@@ -105,13 +104,10 @@ class GpuSampler:
             some = held[first : first + HELD_ROWS]
             rows = self._upload(some, torch.int64)
             plan = self.edits.plan([slots[row] for row in some], [positions[row] + 1 for row in some])
-            edited = logits.index_select(0, rows).float()
+            edited = masked_rows(logits, rows, plan.masks.pin_memory().to(self._device, non_blocking=True))
             if plan.rows:
                 places = (self._upload(plan.rows, torch.int64), self._upload(plan.token_ids, torch.int64))
                 edited.index_put_(places, self._upload(plan.values, torch.float32), accumulate=True)
-            mask = plan.masks.pin_memory().to(self._device, non_blocking=True)
-            bits = (mask.unsqueeze(-1) >> self._shifts) & 1  # [rows, words, 32]
-            edited.masked_fill_(bits.flatten(1)[:, : edited.shape[1]] == 0, FORBIDDEN)
             of_slots = self._upload([slots[row] for row in some], torch.int32)
             at = self._upload([positions[row] for row in some], torch.int32)
             chosen = torch.empty(len(some), dtype=torch.int32, device=self._device)
