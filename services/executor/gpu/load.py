@@ -53,6 +53,8 @@ def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch, folder: Path |
     left = torch.cuda.mem_get_info()[0]
     log.info("memory in GiB", extra=_in_gib(plan, left))
     watch.report("graphs", detail=f"{left / GIB:.1f} of {plan.total / GIB:.1f} GiB are left")
+    # What a step does on the host is small: threads that share it wait for each other longer than one takes.
+    torch.set_num_threads(1)
     late = LateCompiles()
     on_compile(late.begin, late.end)
     return engine
