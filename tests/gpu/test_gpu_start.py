@@ -109,6 +109,22 @@ def test_nearly_all_memory_goes_to_kv_and_the_largest_steps_still_run(folder: st
     assert len(Pipeline(engine).generate(prompts, SamplingParams(max_tokens=5, temperature=0.0))) == 64
 
 
+def test_steps_wait_for_what_the_start_fills(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the device is late with it, as where others share it."""
+    from octavo.services.executor.gpu import load as gpu_load
+
+    prompts, params = [[place % 1000 for place in range(100)]] * 3, SamplingParams(max_tokens=20, temperature=0.0)
+    expected = Pipeline(load(folder)).generate(prompts, params)
+
+    def late(*args: Any) -> Any:
+        torch.cuda._sleep(10**10)  # cycles: some five seconds, for a start that finds its kernels compiled
+        return plan(*args)
+
+    plan = gpu_load._plan
+    monkeypatch.setattr(gpu_load, "_plan", late)
+    assert Pipeline(load(folder)).generate(prompts, params) == expected
+
+
 def test_too_many_kv_blocks_are_refused_with_the_flag(folder: str) -> None:
     with pytest.raises(ConfigError, match="lower .*--num-kv-blocks"):
         load(folder, num_kv_blocks=10_000_000)

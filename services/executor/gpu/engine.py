@@ -92,6 +92,8 @@ class GpuEngine:
         """By rows: a step with chunks, and what it leaves in the last layer, [the most sampled rows, hidden]."""
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
+        # All of the above is filled on another stream, which no kernel of this one waits for by itself.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def reset(self) -> None:
         """Forget every slot."""
