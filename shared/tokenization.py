@@ -30,7 +30,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("prompt: either this field or messages is required, and not both", "prompt")
-        check_messages(self.messages or [])
+        if self.messages is not None:
+            check_messages(self.messages)
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
