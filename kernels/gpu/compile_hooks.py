@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import triton
+from triton.compiler import CompiledKernel
 
 
 def on_compile(begin: Callable[..., None], end: Callable[..., None]) -> None:
@@ -16,19 +17,32 @@ def on_compile(begin: Callable[..., None], end: Callable[..., None]) -> None:
 
 @contextmanager
 def compiling_only() -> Iterator[None]:
-    """Kernels that are called and not yet compiled are not run but compiled, all at once; done at the end.
+    """Kernels that are called are not run but compiled, where they are not yet, all at once; done at the end.
 
-    What they should have written is left as it was, so nobody may use it as an index.
+    Those that are compiled do not run either: what another kernel should have written for them is left as it was.
+    Torch's own kernels do run; nobody may use what ours should have written as an index of one.
     """
-    with ThreadPoolExecutor(os.cpu_count(), "compile") as pool, _CompileOnly(pool):
+    with ThreadPoolExecutor(os.cpu_count(), "compile") as pool, _CompileOnly(pool), _nothing_runs():
         yield
+
+
+_launcher = CompiledKernel.run  # a property, which makes the launcher, by a C compiler, and brings it to the device
+
+
+@contextmanager
+def _nothing_runs() -> Iterator[None]:
+    CompiledKernel.run = property(lambda kernel: lambda *args: None)
+    try:
+        yield
+    finally:
+        CompiledKernel.run = _launcher
 
 
 class _CompileOnly(triton.AsyncCompileMode):  # type: ignore[misc]  # Triton has no types
     def submit(self, key, compile_fn, finalize_fn):
         def compile_and_load():
             kernel = compile_fn()
-            kernel.run  # noqa: B018  # makes its launcher, by a C compiler, and brings it to the device
+            _launcher.fget(kernel)
             return kernel
 
         super().submit(key, compile_and_load, finalize_fn)
