@@ -20,6 +20,10 @@ _ASSERTIONS = (
     *_TYPED, "enum", "const", "properties", "required", "patternProperties", "additionalProperties", "propertyNames",
     "minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems",
 )  # fmt: skip
+_FORMATS = (  # that xgrammar keeps to, and then to no pattern
+    "date", "time", "date-time", "duration", "ipv4", "ipv6", "uri", "json-pointer", "relative-json-pointer", "uuid",
+    "email",
+)  # fmt: skip
 _ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf")
 _IS_OF: dict[object, Callable[[object], bool]] = {
     "string": lambda value: isinstance(value, str),
@@ -67,6 +71,8 @@ def _unsupported_here(schema: Mapping[str, object]) -> str | None:
         return '"uniqueItems"'
     if "multipleOf" in schema and kind != "integer":
         return '"multipleOf" of other than integers'
+    if "pattern" in schema and schema.get("format") in _FORMATS:
+        return f'"pattern" beside "format" "{schema["format"]}"'
     all_of = schema.get("allOf")
     if isinstance(all_of, list) and len(all_of) > 1:
         return '"allOf" with more than one schema'
