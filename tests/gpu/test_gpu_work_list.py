@@ -122,18 +122,22 @@ def check_work(
     place = 0
     for request, length in enumerate(lengths):
         first_page = max(0, length - window) // PAGE if window else 0
-        assert sorted(pages[request]) == list(range(first_page, -(-length // PAGE)))
-        assert sorted(parts[request]) == list(range(len(parts[request])))
+        if together > 1:  # what is shared may be smaller than what is not, and come behind it
+            pages[request].sort()
+            parts[request].sort()
+        assert pages[request] == list(range(first_page, -(-length // PAGE)))
+        assert parts[request] == list(range(len(parts[request])))
         assert work.parts[request].tolist() == [place, len(parts[request])]
         place += len(parts[request])
     assert place <= most_partials(requests, kv_heads, together)
     sizes = [high - low for _, _, _, low, high, *_ in items]
-    # Of a unit the last item may be smaller; the first ones tell the order.
-    firsts = [high - low for _, _, _, low, high, part, *_ in items if part == 0]
-    assert firsts == sorted(firsts, reverse=True) or together > 1
+    # A unit is what a request has for itself, or what several share; of each the last item may be smaller.
+    units = [(request, members > 1) for request, *_, members, _ in items]
+    firsts = [sizes[units.index(unit)] for unit in dict.fromkeys(units)]
+    assert firsts == sorted(firsts, reverse=True)
+    assert max(map(units.count, units)) <= most_parts(kv_heads) <= MOST_PARTS
     # No program has much more to do than an equal share of the whole, but where a request would be cut too often.
-    assert most_parts(kv_heads) <= MOST_PARTS
-    share = sum(sizes) / max(1, 264 // kv_heads)
+    share = sum(sizes) * kv_heads / 264 if together == 1 else sum(sizes) / max(1, 264 // kv_heads)
     assert max(sizes) <= max(1.5 * share, max(map(len, pages.values())) / most_parts(kv_heads)) + 1
     return items
 
