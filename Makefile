@@ -48,7 +48,7 @@ bench-%: .venv/.dev ## run benchmarks/%.py
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 clean: ## remove the environments and all caches
-	rm -rf .venv .venv-clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The three stamps say what .venv holds. An editable install sees changed sources, so only
