@@ -43,9 +43,7 @@ def model(folder: Path) -> Any:
 
 
 def post(server: Server, **body: object) -> Any:
-    request = urllib.request.Request(server.url + "/v1/completions", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    return server.post("/v1/completions", body)
 
 
 def exact(model: Any, token_ids: list[int]) -> torch.Tensor:

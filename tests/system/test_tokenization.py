@@ -2,11 +2,9 @@
 
 import json
 import urllib.error
-import urllib.request
-from typing import Any
 
 import pytest
-from tests.tools.server import WAIT_S, Server
+from tests.tools.server import Server
 
 HELLO = "Hello, how are you?"
 HELLO_IDS = [19556, 28, 638, 359, 346, 47]  # SmolLM2's tokenizer.json, by the tokenizers library
@@ -15,16 +13,10 @@ RENDERED = f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{HELLO}<
 GENERATION_PROMPT = "<|im_start|>assistant\n"
 
 
-def post(server: Server, path: str, body: dict[str, object]) -> Any:
-    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-        return json.load(answer)
-
-
 def refusal(server: Server, path: str, body: dict[str, object]) -> tuple[str, str]:
     """What is wrong, and with which field."""
     with pytest.raises(urllib.error.HTTPError) as caught:
-        post(server, path, body)
+        server.post(path, body)
     with caught.value as answer:
         assert answer.code == 400
         error = json.load(answer)["error"]
@@ -32,23 +24,23 @@ def refusal(server: Server, path: str, body: dict[str, object]) -> tuple[str, st
 
 
 def test_a_prompt_becomes_tokens_and_text_again(sim_server: Server) -> None:
-    told = post(sim_server, "/tokenize", {"prompt": HELLO})
+    told = sim_server.post("/tokenize", {"prompt": HELLO})
     assert (told["tokens"], told["count"], told["token_strs"]) == (HELLO_IDS, 6, None)
     assert told["max_model_len"] >= 2048
-    assert post(sim_server, "/detokenize", {"tokens": HELLO_IDS}) == {"prompt": HELLO}
+    assert sim_server.post("/detokenize", {"tokens": HELLO_IDS}) == {"prompt": HELLO}
     for text in ("", "naïve 東京 🙂", "a" * 5000, "<|im_end|>"):
-        tokens = post(sim_server, "/tokenize", {"prompt": text, "return_token_strs": True})
-        assert post(sim_server, "/detokenize", {"tokens": tokens["tokens"]})["prompt"] == text
+        tokens = sim_server.post("/tokenize", {"prompt": text, "return_token_strs": True})
+        assert sim_server.post("/detokenize", {"tokens": tokens["tokens"]})["prompt"] == text
         assert len(tokens["token_strs"]) == tokens["count"] == len(tokens["tokens"])
 
 
 def test_messages_become_what_a_chat_is_asked(sim_server: Server) -> None:
     for adds, behind in ((None, GENERATION_PROMPT), (True, GENERATION_PROMPT), (False, "")):
-        tokens = post(sim_server, "/tokenize", {"messages": MESSAGES, "add_generation_prompt": adds})["tokens"]
-        assert post(sim_server, "/detokenize", {"tokens": tokens})["prompt"] == RENDERED + behind
-        assert tokens == post(sim_server, "/tokenize", {"prompt": RENDERED + behind})["tokens"]
-    asked = post(sim_server, "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1})
-    told = post(sim_server, "/tokenize", {"messages": MESSAGES})
+        tokens = sim_server.post("/tokenize", {"messages": MESSAGES, "add_generation_prompt": adds})["tokens"]
+        assert sim_server.post("/detokenize", {"tokens": tokens})["prompt"] == RENDERED + behind
+        assert tokens == sim_server.post("/tokenize", {"prompt": RENDERED + behind})["tokens"]
+    asked = sim_server.post("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1})
+    told = sim_server.post("/tokenize", {"messages": MESSAGES})
     assert told["count"] == asked["usage"]["prompt_tokens"]
 
 

@@ -4,6 +4,7 @@ The command is the one beside the Python that runs the tests, or what OCTAVO nam
 """
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # it has no type information
 
@@ -70,6 +72,13 @@ class Server:
         """The body that a path answers. Raises OSError where the status is an error."""
         with urllib.request.urlopen(self.url + path, timeout=WAIT_S) as answer:
             return str(answer.read().decode())
+
+    def post(self, path: str, body: object) -> Any:
+        """What is answered to JSON, and is JSON. Raises HTTPError where the status is an error."""
+        content = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), content)
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            return json.load(answer)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
