@@ -116,57 +116,94 @@ def _one_row(
 ):  # fmt: skip
     """Grid: runs of AT_ONCE outputs."""
     HAS_SCALE: tl.constexpr = scale_ptr is not None
+    UNIT: tl.constexpr = 128 // weight_ptr.dtype.element_ty.primitive_bitwidth  # weights that a thread loads at once
     n = tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE)
     depth = tl.arange(0, DEPTH)
     is_in = n < outputs
     weights = weight_ptr + n.to(tl.int64)[:, None] * INPUTS + depth[None, :]
     ups = weight_ptr + (n.to(tl.int64) + outputs)[:, None] * INPUTS + depth[None, :]
-    # The first weights are on their way while the kernel before still makes x.
+    # All that no kernel before writes is on its way while x is still made.
     w = tl.load(weights, mask=is_in[:, None], other=0.0)
     if GATED:
         u = tl.load(ups, mask=is_in[:, None], other=0.0)
+    norm = _norm_weight(norm_ptr, depth)
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr + n, mask=is_in, other=0.0)
+        if GATED:
+            up_scale = tl.load(scale_ptr + outputs + n, mask=is_in, other=0.0)
     begin(OVERLAP)
-    x, squares = _before(x_ptr + depth, norm_ptr, depth, tl.zeros([DEPTH], tl.float32), HAS_NORM)
-    sums = _products(w, x, HAS_SCALE)
+    if residual_ptr is not None:  # added last, when nothing is left to do while it comes
+        residual = tl.load(residual_ptr + n, mask=is_in, other=0.0)
+    x, squares = _before(x_ptr + depth, norm, tl.zeros([DEPTH // UNIT], tl.float32), HAS_NORM, UNIT)
+    sums = _products(w, x, UNIT)
     if GATED:
-        up_sums = _products(u, x, HAS_SCALE)
+        up_sums = _products(u, x, UNIT)
     for start in tl.range(DEPTH, INPUTS, DEPTH, num_stages=STAGES):
         w = tl.load(weights + start, mask=is_in[:, None], other=0.0)
         if GATED:
             u = tl.load(ups + start, mask=is_in[:, None], other=0.0)
-        x, squares = _before(x_ptr + start + depth, norm_ptr, start + depth, squares, HAS_NORM)
-        sums += _products(w, x, HAS_SCALE)
+        norm = _norm_weight(norm_ptr, start + depth)
+        x, squares = _before(x_ptr + start + depth, norm, squares, HAS_NORM, UNIT)
+        sums += _products(w, x, UNIT)
         if GATED:
-            up_sums += _products(u, x, HAS_SCALE)
-    factor = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps) if HAS_NORM else 1.0
-    y = tl.sum(sums, 1) * factor
-    if HAS_SCALE:
-        y *= tl.load(scale_ptr + n, mask=is_in, other=0.0)
+            up_sums += _products(u, x, UNIT)
+    # Threads wait for each other in every reduction: so there is but one.
+    squares = tl.broadcast_to(squares[None, :], sums.shape)
     if GATED:
-        up = tl.sum(up_sums, 1) * factor
+        y, up, squares = tl.reduce((sums, up_sums, squares), 1, _add_3)
+    elif HAS_NORM:
+        y, squares = tl.reduce((sums, squares), 1, _add_2)
+    else:
+        y = tl.sum(sums, 1)
+    factor = tl.rsqrt(squares / INPUTS + eps) if HAS_NORM else 1.0
+    y *= factor
+    if HAS_SCALE:
+        y *= scale
+    if GATED:
+        up *= factor
         if HAS_SCALE:
-            up *= tl.load(scale_ptr + outputs + n, mask=is_in, other=0.0)
+            up *= up_scale
         y = activate(y, IS_GELU) * up
     if residual_ptr is not None:
-        y += tl.load(residual_ptr + n, mask=is_in, other=0.0).to(tl.float32)
+        y += residual.to(tl.float32)
     tl.store(out_ptr + n, y.to(out_ptr.dtype.element_ty), mask=is_in)
 
 
 @triton.jit
-def _products(w, x, IS_FP8: tl.constexpr):
-    """[outputs, sums]: each product by itself, or of FP8 the sums of 16, which one thread holds: 64 registers less."""
-    products = w.to(tl.float32) * x[None, :]
-    if IS_FP8:
-        products = tl.sum(tl.reshape(products, [w.shape[0], w.shape[1] // 16, 16]), 2)
-    return products
+def _add_2(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
-def _before(x_ptr, norm_ptr, place, squares, HAS_NORM: tl.constexpr):
-    """f of some inputs, and the sum of squares so far."""
+def _add_3(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def _norm_weight(norm_ptr, place):
+    """1 without one."""
+    return 1.0 if norm_ptr is None else tl.load(norm_ptr + place).to(tl.float32)
+
+
+@triton.jit
+def _products(w, x, UNIT: tl.constexpr):
+    """[outputs, sums of UNIT products]."""
+    return _in_units(w.to(tl.float32) * x[None, :], UNIT)
+
+
+@triton.jit
+def _in_units(x, UNIT: tl.constexpr):
+    """Sums of UNIT numbers, which one thread holds, along the last dimension: this saves up to 64 registers."""
+    if UNIT > 1:
+        x = tl.sum(tl.reshape(x, x.shape[:-1] + [x.shape[-1] // UNIT, UNIT]), len(x.shape))
+    return x
+
+
+@triton.jit
+def _before(x_ptr, norm, squares, HAS_NORM: tl.constexpr, UNIT: tl.constexpr):
+    """f of some inputs, and the sums of squares so far."""
     x = tl.load(x_ptr).to(tl.float32)
     if HAS_NORM:
-        squares += x * x
-        if norm_ptr is not None:
-            x = x * tl.load(norm_ptr + place).to(tl.float32)
+        squares += _in_units(x * x, UNIT)
+        x = x * norm
     return x, squares

@@ -199,7 +199,7 @@ def test_gated(act: str, size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("outputs, inputs", [(1, 128), (7, 384), (11, 1024)])
+@pytest.mark.parametrize("outputs, inputs", [(3, 128), (7, 384), (11, 1024)])
 def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     weight, residual = torch.randn(2 * outputs, inputs).to(dtype), torch.randn(1, outputs).to(dtype)
     x, norm_weight = torch.randn(1, inputs).to(dtype), torch.rand(inputs).to(dtype)
