@@ -269,7 +269,7 @@ def _attend_pages(
         position = page * PAGE + offset
         peak, total, sums = attend_page(
             keys.load([place, 0]), values.load([place, 0]), qt, (position >= first) & (position < length),
-            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8,
         )  # fmt: skip
     return peak, total, sums
 
@@ -277,11 +277,11 @@ def _attend_pages(
 @triton.jit
 def attend_page(
     k, v, qt, seen, distance, slopes, is_head, scale, softcap, peak, total, sums,
-    SOFTCAP: tl.constexpr, FP8: tl.constexpr, MAY_BE_UNSEEN: tl.constexpr,
+    SOFTCAP: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """The softmax over one more page, k and v [PAGE, BOX]. seen: [PAGE]; distance: [PAGE], from the query, <= 0.
 
-    MAY_BE_UNSEEN: nothing of the page, nor of any page before it, may be seen; then it may be another's, and hold NaN.
+    Something must be seen of it, or peak be a score.
     """
     scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
     if SOFTCAP:
@@ -294,8 +294,6 @@ def attend_page(
     v = v.to(tl.float16) if FP8 else v
     new_peak = tl.maximum(peak, tl.max(scores, 0))
     weights = tl.exp2(scores - new_peak[None, :])
-    if MAY_BE_UNSEEN:
-        weights, v = tl.where(seen[:, None], weights, 0.0), tl.where(seen[:, None], v, 0.0)
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 0)
     sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
@@ -346,8 +344,9 @@ def _combine(
     split, dim = tl.arange(0, SPLITS), tl.arange(0, BOX)
     place = (row // HEADS * SPLITS + split) * HEADS + row % HEADS
     lse = tl.load(lse_ptr + place)
+    # Of parts that are none, too: to know which are would take as long as to read them.
+    partial = tl.load(partial_ptr + place[:, None] * DIM + dim[None, :], mask=(dim < DIM)[None, :], other=0.0)
+    partial = tl.where((lse > NEVER)[:, None], partial, 0.0)
     weights = tl.exp2(lse - tl.max(lse, 0))
-    is_part = (lse > NEVER)[:, None] & (dim < DIM)[None, :]
-    partial = tl.load(partial_ptr + place[:, None] * DIM + dim[None, :], mask=is_part, other=0.0)
     out = tl.sum(partial * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(out_ptr + row * DIM + dim, out.to(out_ptr.dtype.element_ty), mask=dim < DIM)

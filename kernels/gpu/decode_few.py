@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine_splits, num_splits
 from octavo.kernels.gpu.overlap import OVERLAP, begin
-from octavo.kernels.gpu.qkv import Projection, as_kept, norm_weights, partner, turn
+from octavo.kernels.gpu.qkv import Projection, angles, as_kept, norm_weights, partner, turn
 
 
 def decode_few(
@@ -79,31 +79,50 @@ def _decode_few(
         begin(OVERLAP)
         tl.store(lse_ptr + partial, tl.full([ROWS], NEVER, tl.float32), mask=is_head)
         return
-    block = tl.load(table + low, mask=low < high, other=0)
+    # A part without pages, behind whose end the new token begins a page, loads that one, and sees nothing of it.
+    block = tl.load(table + low)
     page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
     page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
+    other = partner(dim, DIM, TURNED, INTERLEAVED)
+    cos, sin = angles(position, cos_ptr, sin_ptr, dim, TURNED)
+    q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
+    k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
+    new_block = tl.load(table + position // PAGE).to(tl.int64)
     begin(OVERLAP)
 
+    # The new key and value in every row: so no thread waits for another to compare them with the row's query.
     qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
-    other = partner(dim, DIM, TURNED, INTERLEAVED)
-    q = _turned(
-        qkv_ptr, head, is_head, q_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
-    ).to(qkv_ptr.dtype.element_ty)
+    own = HEADS + kv_head + 0 * row
+    x, y = _heads(qkv_ptr, head, is_head, dim, other, DIM)
+    new_x, new_y = _heads(qkv_ptr, own, row >= 0, dim, other, DIM)
+    new_v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
+    tl.debug_barrier()  # else the assembler begins the last of these loads when it has used the first
+    q = turn(x, y, q_norm, q_other, eps, cos, sin, DIM, HAS_NORM).to(qkv_ptr.dtype.element_ty)
+    new_k = as_kept(turn(new_x, new_y, k_norm, k_other, eps, cos, sin, DIM, HAS_NORM), k_factor, keys_ptr, FP8)
+    new_v = as_kept(new_v, v_factor, values_ptr, FP8)
+    place = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + 0 * row[:, None] + dim[None, :]
+    is_kept = is_dim & (row == 0)[:, None] & (part == 0)
+    tl.store(keys_ptr + place, new_k, mask=is_kept)
+    tl.store(values_ptr + place, new_v, mask=is_kept)
+
+    score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
+    if SOFTCAP:
+        score = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * PER_LOG2) / softcap)))
+    score = tl.where(part == 0, score, NEVER)
+    peak, total = score, tl.where(score > NEVER, 1.0, 0.0)
+    if sinks_ptr is not None:  # one more key, without a value
+        sink = tl.load(sinks_ptr + head, mask=is_head & (part == 0), other=NEVER / PER_LOG2) * PER_LOG2
+        peak = tl.maximum(score, sink)
+        total = tl.where(score > NEVER, tl.exp2(score - peak) + tl.exp2(sink - peak), 0.0)
     slopes = slopes_ptr + head if slopes_ptr is not None else None
-    peak, total = tl.full([ROWS], NEVER, tl.float32), tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([BOX, ROWS], tl.float32)
-    if part == 0:
-        peak, total, sums = _new_token(
-            q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
-            sinks_ptr + head if sinks_ptr is not None else None, is_head, scale, softcap, k_factor, v_factor, total,
-            sums, HEADS, KV_HEADS, DIM, PAGE, SOFTCAP, FP8, TURNED, HAS_NORM,
-        )  # fmt: skip
     peak, total, sums = _pages(
         q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
         peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
     divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums / divisor[None, :]) * v_scale
+    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * new_v.to(tl.float32)
+    sums *= (v_scale / divisor)[:, None]
     is_live = is_head[:, None] & is_dim
     if SPLITS == 1:
         place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
@@ -119,13 +138,12 @@ def _pages(
     peak, total, sums,
     KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The softmax goes on over the page that is there already, if it is one of this part, and those behind it."""
+    """The softmax goes on over the page that is there already and those behind it."""
     offset, qt = tl.arange(0, PAGE), tl.trans(q.to(tl.float16) if FP8 else q)
     others = low * PAGE + offset
-    seen = (others >= first) & (others < position) & (low < high)
     peak, total, sums = attend_page(
-        page_k, page_v, qt, seen, others - position, slopes, is_head, scale, softcap, peak, total, sums,
-        SOFTCAP, FP8, True,
+        page_k, page_v, qt, (others >= first) & (others < position), others - position, slopes, is_head, scale, softcap,
+        peak, total, sums, SOFTCAP, FP8,
     )  # fmt: skip
     block = tl.load(table + low + 1, mask=low + 1 < high, other=0)
     for page in tl.range(low + 1, high, num_stages=STAGES):
@@ -134,52 +152,15 @@ def _pages(
         others = page * PAGE + offset
         peak, total, sums = attend_page(
             keys.load([place, 0]), values.load([place, 0]), qt, (others >= first) & (others < position),
-            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8,
         )  # fmt: skip
     return peak, total, sums
 
 
 @triton.jit
-def _new_token(
-    q, qkv_ptr, keys_ptr, values_ptr, k_weight_ptr, eps, table, kv_head, position, cos_ptr, sin_ptr, dim, other,
-    sinks, is_head, scale, softcap, k_factor, v_factor, total, sums,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr,
-    FP8: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
-):  # fmt: skip
-    """Writes the new key and value; the softmax over it, which has its value as every row's sum, [BOX, ROWS].
-
-    A sink is one more key, without a value.
-    """
-    own, is_dim = HEADS + kv_head + tl.arange(0, 1), (dim < DIM)[None, :]
-    k = _turned(
-        qkv_ptr, own, own >= 0, k_weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other, DIM, TURNED, HAS_NORM
-    )  # fmt: skip
-    v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
-    k, v = as_kept(k, k_factor, keys_ptr, FP8), as_kept(v, v_factor, values_ptr, FP8)
-    block = tl.load(table + position // PAGE).to(tl.int64)
-    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + dim[None, :]
-    tl.store(keys_ptr + place, k, mask=is_dim)
-    tl.store(values_ptr + place, v, mask=is_dim)
-    peak = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
-    if SOFTCAP:
-        peak = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(peak * (2.0 * PER_LOG2) / softcap)))
-    total, sums = total + 1.0, sums + tl.trans(v.to(tl.float32))
-    if sinks is not None:
-        sink = tl.load(sinks, mask=is_head, other=NEVER / PER_LOG2) * PER_LOG2
-        new_peak = tl.maximum(peak, sink)
-        shrink = tl.exp2(peak - new_peak)
-        total, sums, peak = shrink + tl.exp2(sink - new_peak), sums * shrink[None, :], new_peak
-    return peak, total, sums
-
-
-@triton.jit
-def _turned(
-    qkv_ptr, head, is_head, weight_ptr, eps, position, cos_ptr, sin_ptr, dim, other,
-    DIM: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
-):  # fmt: skip
-    """Heads of a token's product, normed and turned, [heads, dims] float32."""
+def _heads(qkv_ptr, head, is_head, dim, other, DIM: tl.constexpr):
+    """Heads of a token's product, and the same with partners in place of dimensions, [heads, dims] float32 each."""
     is_live = is_head[:, None] & (dim < DIM)[None, :]
-    x = tl.load(qkv_ptr + head[:, None] * DIM + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
-    y = tl.load(qkv_ptr + head[:, None] * DIM + other[None, :], mask=is_live, other=0.0).to(tl.float32)
-    weight, other_weight = norm_weights(weight_ptr, dim, other, DIM, HAS_NORM)
-    return turn(x, y, weight, other_weight, eps, position, cos_ptr, sin_ptr, dim, DIM, TURNED, HAS_NORM)
+    x = tl.load(qkv_ptr + head[:, None] * DIM + dim[None, :], mask=is_live, other=0.0)
+    y = tl.load(qkv_ptr + head[:, None] * DIM + other[None, :], mask=is_live, other=0.0)
+    return x.to(tl.float32), y.to(tl.float32)

@@ -54,12 +54,14 @@ def _quantize(
     """Grid: rows."""
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
+    if HAS_WEIGHT:
+        norm = tl.load(norm_ptr + place, mask=is_in, other=0.0).to(tl.float32)
     begin(OVERLAP)
     y = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     if KIND == 1:
         y *= tl.rsqrt(tl.sum(y * y, 0) / SIZE + eps)
         if HAS_WEIGHT:
-            y *= tl.load(norm_ptr + place, mask=is_in, other=0.0).to(tl.float32)
+            y *= norm
     if KIND >= 2:
         up = tl.load(x_ptr + row * stride + SIZE + place, mask=is_in, other=0.0).to(tl.float32)
         y = activate(y, KIND == 3) * up

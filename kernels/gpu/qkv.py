@@ -57,7 +57,8 @@ def split_qkv(projection: Projection, tables: Tensor, slots: Tensor, positions: 
 
     Args:
         tables: [slots, max_blocks] int32.
-        slots, positions: [tokens] int32. A token is written to its slot's block for its position.
+        slots, positions: [tokens] int32. A token is written to its slot's block for its position. positions are read
+            ahead of the kernel before: no kernel that is launched to overlap may write them.
 
     Returns: [tokens, heads, head_dim], turned.
     """
@@ -82,7 +83,6 @@ def _split_qkv(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
-    begin(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, BOX)
     is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
@@ -90,19 +90,19 @@ def _split_qkv(
     is_dim = dim < DIM
     is_live = (head < HEADS + 2 * KV_HEADS)[:, None] & is_dim[None, :]
     other = partner(dim, DIM, TURNED, INTERLEAVED)
+    position = tl.load(positions_ptr + token)
+    cos, sin = angles(position, cos_ptr, sin_ptr, dim, TURNED)
+    q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
+    k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
+    begin(OVERLAP)
     row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
     x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
     y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
-    position = tl.load(positions_ptr + token)
-    q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
-    k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
-    turned = turn(
-        x, y, tl.where(is_q[:, None], q_norm, k_norm), tl.where(is_q[:, None], q_other, k_other), eps,
-        position, cos_ptr, sin_ptr, dim, DIM, TURNED, HAS_NORM,
-    )  # fmt: skip
+    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
+    norm, other_norm = tl.where(is_q[:, None], q_norm, k_norm), tl.where(is_q[:, None], q_other, k_other)
+    turned = turn(x, y, norm, other_norm, eps, cos, sin, DIM, HAS_NORM)
     q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
     tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim[None, :])
-    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
     kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
     place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
     kept_k, kept_v = as_kept(turned, k_factor, keys_ptr, FP8), as_kept(x, v_factor, values_ptr, FP8)
@@ -136,18 +136,21 @@ def norm_weights(weight_ptr, dim, other, DIM: tl.constexpr, HAS_NORM: tl.constex
 
 
 @triton.jit
-def turn(
-    x, y, weight, other_weight, eps, position, cos_ptr, sin_ptr, dim,
-    DIM: tl.constexpr, TURNED: tl.constexpr, HAS_NORM: tl.constexpr,
-):  # fmt: skip
+def angles(position, cos_ptr, sin_ptr, dim, TURNED: tl.constexpr):
+    """cos and sin of each dimension at a position, [1, dims] each."""
+    place = position.to(tl.int64) * TURNED + dim
+    cos = tl.load(cos_ptr + place, mask=dim < TURNED, other=1.0).to(tl.float32)
+    sin = tl.load(sin_ptr + place, mask=dim < TURNED, other=0.0).to(tl.float32)
+    return cos[None, :], sin[None, :]
+
+
+@triton.jit
+def turn(x, y, weight, other_weight, eps, cos, sin, DIM: tl.constexpr, HAS_NORM: tl.constexpr):
     """Norm and RoPE of heads of one token. x, y: [heads, dims] of the dimensions and of their partners, float32."""
     if HAS_NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)
         x, y = x * factor[:, None] * weight, y * factor[:, None] * other_weight
-    place = position.to(tl.int64) * TURNED + dim
-    cos = tl.load(cos_ptr + place, mask=dim < TURNED, other=1.0).to(tl.float32)
-    sin = tl.load(sin_ptr + place, mask=dim < TURNED, other=0.0).to(tl.float32)
-    return x * cos[None, :] + y * sin[None, :]
+    return x * cos + y * sin
 
 
 @triton.jit

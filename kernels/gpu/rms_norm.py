@@ -27,11 +27,13 @@ def _rms_norm(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
-    begin(OVERLAP)
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
+    if HAS_WEIGHT:  # nothing writes it, so it comes while x is still made
+        weight = tl.load(weight_ptr + place, mask=is_in, other=0.0).to(tl.float32)
+    begin(OVERLAP)
     x = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
     if HAS_WEIGHT:
-        y *= tl.load(weight_ptr + place, mask=is_in, other=0.0).to(tl.float32)
+        y *= weight
     tl.store(out_ptr + row * SIZE + place, y.to(out_ptr.dtype.element_ty), mask=is_in)
