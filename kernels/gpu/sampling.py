@@ -54,7 +54,7 @@ def sample(
     places = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
     _peaks[(rows, blocks)](
         logits, state, slots, peaks, masses, places, vocab, logits.stride(0), blocks,
-        BLOCK=BLOCK, PART=2 * PART, num_warps=8, **OVERLAP,
+        BLOCK=BLOCK, num_warps=4, **OVERLAP,
     )  # fmt: skip
     _choose[(rows,)](
         logits, state, slots, positions, peaks, masses, places, out, last, vocab, logits.stride(0), blocks,
@@ -75,35 +75,23 @@ def _counts(state_ptr):
 @triton.jit
 def _peaks(
     logits_ptr, state_ptr, slots_ptr, peaks_ptr, masses_ptr, places_ptr, vocab, stride, blocks,
-    BLOCK: tl.constexpr, PART: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows, blocks of the vocabulary."""
     begin(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_ptr += tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS
     counts, repetition, frequency, presence = _counts(state_ptr)
-    row_ptr, offset = logits_ptr + row * stride, tl.arange(0, PART)
-    logits = tl.full((PART,), float("-inf"), tl.float32)
-    places = tl.full((PART,), 0, tl.int32) + block * BLOCK
-    end = tl.minimum(vocab, block * BLOCK + BLOCK)
-    for start in tl.range(block * BLOCK, end, PART, num_stages=BLOCK // PART):
-        place = start + offset
-        others = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
-        places = tl.where(others > logits, place, places)
-        logits = tl.maximum(others, logits)
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    logits = logits_at(logits_ptr + row * stride, place, place < vocab, counts, repetition, frequency, presence)
     peak = tl.max(logits, 0)
-    best = tl.min(tl.where(logits == peak, places, vocab - 1), 0)
+    best = tl.min(tl.where(logits == peak, place, vocab - 1), 0)
     peak = tl.maximum(peak, LOWEST)
     tl.store(peaks_ptr + row * blocks + block, peak)
     tl.store(places_ptr + row * blocks + block, best)
     rate = as_float(tl.load(state_ptr + _RATE))
     if rate > 0:
-        weights = tl.zeros((PART,), tl.float32)
-        for start in tl.range(block * BLOCK, end, PART, num_stages=BLOCK // PART):
-            place = start + offset
-            logits = logits_at(row_ptr, place, place < vocab, counts, repetition, frequency, presence)
-            weights += tl.exp2(rate * (logits - peak))
-        tl.store(masses_ptr + row * blocks + block, tl.sum(weights, 0))
+        tl.store(masses_ptr + row * blocks + block, tl.sum(tl.exp2(rate * (logits - peak)), 0))
 
 
 @triton.jit
