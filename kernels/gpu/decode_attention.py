@@ -269,7 +269,7 @@ def _attend_pages(
         position = page * PAGE + offset
         peak, total, sums = attend_page(
             keys.load([place, 0]), values.load([place, 0]), qt, (position >= first) & (position < length),
-            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8,
+            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
         )  # fmt: skip
     return peak, total, sums
 
@@ -277,11 +277,11 @@ def _attend_pages(
 @triton.jit
 def attend_page(
     k, v, qt, seen, distance, slopes, is_head, scale, softcap, peak, total, sums,
-    SOFTCAP: tl.constexpr, FP8: tl.constexpr,
+    SOFTCAP: tl.constexpr, FP8: tl.constexpr, MASKS_VALUES: tl.constexpr,
 ):  # fmt: skip
     """The softmax over one more page, k and v [PAGE, BOX]. seen: [PAGE]; distance: [PAGE], from the query, <= 0.
 
-    Something must be seen of it, or peak be a score.
+    Something must be seen of it, or peak be a score. MASKS_VALUES: what is not seen may be no number.
     """
     scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
     if SOFTCAP:
@@ -294,6 +294,8 @@ def attend_page(
     v = v.to(tl.float16) if FP8 else v
     new_peak = tl.maximum(peak, tl.max(scores, 0))
     weights = tl.exp2(scores - new_peak[None, :])
+    if MASKS_VALUES:
+        v = tl.where(seen[:, None], v, 0.0)
     shrink = tl.exp2(peak - new_peak)
     total = total * shrink + tl.sum(weights, 0)
     sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine_splits, num_splits
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 from octavo.kernels.gpu.qkv import Projection, angles, as_kept, norm_weights, partner, turn
 
 
@@ -63,6 +63,7 @@ def _decode_few(
     INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits of the pages behind which the new token comes. In units of log2."""
+    let_next_start(OVERLAP)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = 16 if GROUP <= 16 else triton.next_power_of_2(GROUP)
     request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -76,7 +77,7 @@ def _decode_few(
     is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
     partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
     if (part > 0) & (low >= high):  # leaves the multiprocessor to the kernel behind
-        begin(OVERLAP)
+        wait_for_last(OVERLAP)
         tl.store(lse_ptr + partial, tl.full([ROWS], NEVER, tl.float32), mask=is_head)
         return
     # A part without pages, behind whose end the new token begins a page, loads that one, and sees nothing of it.
@@ -88,7 +89,7 @@ def _decode_few(
     q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
     k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
     new_block = tl.load(table + position // PAGE).to(tl.int64)
-    begin(OVERLAP)
+    wait_for_last(OVERLAP)
 
     # The new key and value in every row: so no thread waits for another to compare them with the row's query.
     qkv_ptr += request.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM)
@@ -141,9 +142,11 @@ def _pages(
     """The softmax goes on over the page that is there already and those behind it."""
     offset, qt = tl.arange(0, PAGE), tl.trans(q.to(tl.float16) if FP8 else q)
     others = low * PAGE + offset
+    # Values must not go from shared memory to the tensor cores unmasked here: ptxas 12.8 then takes the other operand's
+    # address from a register that nothing has written.
     peak, total, sums = attend_page(
         page_k, page_v, qt, (others >= first) & (others < position), others - position, slopes, is_head, scale, softcap,
-        peak, total, sums, SOFTCAP, FP8,
+        peak, total, sums, SOFTCAP, FP8, True,
     )  # fmt: skip
     block = tl.load(table + low + 1, mask=low + 1 < high, other=0)
     for page in tl.range(low + 1, high, num_stages=STAGES):
@@ -152,7 +155,7 @@ def _pages(
         others = page * PAGE + offset
         peak, total, sums = attend_page(
             keys.load([place, 0]), values.load([place, 0]), qt, (others >= first) & (others < position),
-            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8,
+            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
         )  # fmt: skip
     return peak, total, sums
 

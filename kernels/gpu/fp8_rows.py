@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.kernels.fp8 import LEAST, MOST
 from octavo.kernels.gpu.activation import activate
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 
 Kind = Literal["", "norm", "silu", "gelu"]
 KINDS: dict[Kind, int] = {"": 0, "norm": 1, "silu": 2, "gelu": 3}
@@ -52,11 +52,12 @@ def _quantize(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
+    let_next_start(OVERLAP)
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
     if HAS_WEIGHT:
         norm = tl.load(norm_ptr + place, mask=is_in, other=0.0).to(tl.float32)
-    begin(OVERLAP)
+    wait_for_last(OVERLAP)
     y = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     if KIND == 1:
         y *= tl.rsqrt(tl.sum(y * y, 0) / SIZE + eps)

@@ -181,8 +181,8 @@ def _add_3(a, b, c, d, e, f):
 
 @triton.jit
 def _norm_weight(norm_ptr, place):
-    """1 without one."""
-    return 1.0 if norm_ptr is None else tl.load(norm_ptr + place).to(tl.float32)
+    """As it lies in memory, so that nothing waits for it yet; 1 without one."""
+    return 1.0 if norm_ptr is None else tl.load(norm_ptr + place)
 
 
 @triton.jit

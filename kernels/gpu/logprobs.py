@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.gpu import sampler_state
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 from octavo.kernels.gpu.truncation import LOWEST
 
 BLOCK = 2048
@@ -25,7 +25,7 @@ def logprobs(
     Args:
         logits: [rows, vocab], its rows at one stride, any float dtype.
         state: [slots, COLUMNS] int32, as `sampler_state.pack_state` gives each row.
-        slots: [rows] int32.
+        slots: [rows] int32. Both are read ahead of the kernel before: none that is launched to overlap may write them.
         tokens: [rows] int32.
         chosen: [rows] float32, of each row's token.
         top, top_ids: [rows, alternatives] float32 and int32, contiguous: of the likeliest tokens, the lower id first
@@ -45,9 +45,10 @@ def _logprobs(
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
-    begin(OVERLAP)
+    let_next_start(OVERLAP)
     row, lane, offset = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH), tl.arange(0, BLOCK)
     wanted = tl.load(state_ptr + tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS + _LOGPROBS)
+    wait_for_last(OVERLAP)
     if wanted > 0:
         row_ptr = logits_ptr + row * stride
         highest, sums = tl.full((BLOCK,), LOWEST, tl.float32), tl.zeros((BLOCK,), tl.float32)

@@ -20,6 +20,18 @@ OVERLAP = {"OVERLAP": HAS_OVERLAP, "launch_pdl": HAS_OVERLAP}
 @triton.jit
 def begin(OVERLAP: tl.constexpr):
     """What every kernel does before it touches anything but weights."""
+    let_next_start(OVERLAP)
+    wait_for_last(OVERLAP)
+
+
+@triton.jit
+def let_next_start(OVERLAP: tl.constexpr):
+    """For kernels that have things to do before they wait: what takes time there must not keep the next one back."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_last(OVERLAP: tl.constexpr):
+    if OVERLAP:
         tl.extra.cuda.gdc_wait()

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.fp8 import MOST
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 
 HEADS_AT_ONCE = 8
 MOST_FP8 = tl.constexpr(MOST)
@@ -83,6 +83,7 @@ def _split_qkv(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
+    let_next_start(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, BOX)
     is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
@@ -94,7 +95,7 @@ def _split_qkv(
     cos, sin = angles(position, cos_ptr, sin_ptr, dim, TURNED)
     q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
     k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
-    begin(OVERLAP)
+    wait_for_last(OVERLAP)
     row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
     x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
     y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)

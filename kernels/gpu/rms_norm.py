@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -27,11 +27,12 @@ def _rms_norm(
     SIZE: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHT: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
+    let_next_start(OVERLAP)
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     is_in = place < SIZE
     if HAS_WEIGHT:  # nothing writes it, so it comes while x is still made
         weight = tl.load(weight_ptr + place, mask=is_in, other=0.0).to(tl.float32)
-    begin(OVERLAP)
+    wait_for_last(OVERLAP)
     x = tl.load(x_ptr + row * stride + place, mask=is_in, other=0.0).to(tl.float32)
     y = x * tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
     if HAS_WEIGHT:

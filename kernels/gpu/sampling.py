@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.gpu import sampler_state
-from octavo.kernels.gpu.overlap import OVERLAP, begin
+from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 from octavo.kernels.gpu.truncation import LOWEST, as_float, logits_at, masses_within, narrow
 
 BLOCK = 4096  # tokens of which one program of the first pass knows the weight
@@ -42,7 +42,7 @@ def sample(
     Args:
         logits: [rows, vocab], its rows at one stride, any float dtype.
         state: [slots, COLUMNS] int32, as `sampler_state.pack_state` gives each row.
-        slots: [rows] int32.
+        slots: [rows] int32. Both are read ahead of the kernel before: none that is launched to overlap may write them.
         positions: [rows] int32, of each row's last known token: the chosen one comes behind it.
         out: [rows] int32, overwritten.
         last: [slots] int32, changed in place.
@@ -78,10 +78,12 @@ def _peaks(
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows, blocks of the vocabulary."""
-    begin(OVERLAP)
+    let_next_start(OVERLAP)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     state_ptr += tl.load(slots_ptr + row).to(tl.int64) * _COLUMNS
     counts, repetition, frequency, presence = _counts(state_ptr)
+    rate = as_float(tl.load(state_ptr + _RATE))
+    wait_for_last(OVERLAP)
     place = block * BLOCK + tl.arange(0, BLOCK)
     logits = logits_at(logits_ptr + row * stride, place, place < vocab, counts, repetition, frequency, presence)
     peak = tl.max(logits, 0)
@@ -89,7 +91,6 @@ def _peaks(
     peak = tl.maximum(peak, LOWEST)
     tl.store(peaks_ptr + row * blocks + block, peak)
     tl.store(places_ptr + row * blocks + block, best)
-    rate = as_float(tl.load(state_ptr + _RATE))
     if rate > 0:
         tl.store(masses_ptr + row * blocks + block, tl.sum(tl.exp2(rate * (logits - peak)), 0))
 
@@ -101,15 +102,16 @@ def _choose(
     OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: rows."""
-    begin(OVERLAP)
+    let_next_start(OVERLAP)
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     state_ptr += slot * _COLUMNS
     counts, repetition, frequency, presence = _counts(state_ptr)
+    rate, held = as_float(tl.load(state_ptr + _RATE)), tl.load(state_ptr + _HELD)
+    wait_for_last(OVERLAP)
     peaks = tl.load(peaks_ptr + row * blocks + lane, mask=lane < blocks, other=LOWEST)
     peak = tl.max(peaks, 0)
     token = tl.load(places_ptr + row * blocks + tl.min(tl.where(peaks == peak, lane, blocks - 1), 0))
-    rate = as_float(tl.load(state_ptr + _RATE))
     if rate > 0:
         row_ptr = logits_ptr + row * stride
         masses = tl.load(masses_ptr + row * blocks + lane, mask=lane < blocks, other=0.0)
@@ -147,7 +149,7 @@ def _choose(
         weights = tl.where(distance <= limit, tl.exp2(-rate * distance), 0.0)
         index, _ = _divide(weights.to(tl.float64), draw, PART)
         token = tl.minimum(block * BLOCK + part * PART + index, vocab - 1)
-    is_chosen = tl.load(state_ptr + _HELD) <= WITH_HELD
+    is_chosen = held <= WITH_HELD
     tl.store(out_ptr + row, token, mask=is_chosen)
     tl.store(last_ptr + slot, token, mask=is_chosen)
     table, _, _, _ = _counts(state_ptr)
