@@ -101,6 +101,7 @@ def _decode_few(
     q = turn(x, y, q_norm, q_other, eps, cos, sin, DIM, HAS_NORM).to(qkv_ptr.dtype.element_ty)
     new_k = as_kept(turn(new_x, new_y, k_norm, k_other, eps, cos, sin, DIM, HAS_NORM), k_factor, keys_ptr, FP8)
     new_v = as_kept(new_v, v_factor, values_ptr, FP8)
+    weighed = new_v.to(tl.float16) if FP8 else new_v  # Triton 3.6 moves numbers of 8 bits to the wrong threads
     place = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + 0 * row[:, None] + dim[None, :]
     is_kept = is_dim & (row == 0)[:, None] & (part == 0)
     tl.store(keys_ptr + place, new_k, mask=is_kept)
@@ -122,7 +123,7 @@ def _decode_few(
         peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
     )  # fmt: skip
     divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * new_v.to(tl.float32)
+    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * weighed.to(tl.float32)
     sums *= (v_scale / divisor)[:, None]
     is_live = is_head[:, None] & is_dim
     if SPLITS == 1:
