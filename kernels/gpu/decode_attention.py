@@ -3,14 +3,13 @@
 Flash-decoding: one program reduces a run of a request's pages to a partial output and its log-sum-exp; these are joined
 afterwards, and a request that is one run is written at once. All heads that share a kv head are columns of one program,
 so that keys and values are read once. Pages are read by the tensor memory accelerator: one page of one kv head is one
-box, as wide as a power of two: what of it lies beyond the head is read as zeros, and is not fetched.
+box, as wide as a power of two. What of a box lies beyond the head, or before the page's first token, is read as zeros
+and is not fetched: so the box of a request's last page begins as far before the page as the request's end is before the
+page's.
 
 There are two ways to cut. With a work list (`octavo.kernels.gpu.work_list`) runs are of about equal work, a run that
 several requests begin with is read once for all of them, and the program that ends last of a request joins its runs.
 Without, every request is cut into as many runs, by the size of the batch alone, and `combine_splits` joins them.
-
-What lies in a page behind a request's end weighs nothing, but it must be a number: a page is zeroed when a request
-gets it. To mask the values as well would cost a fifth of the shared memory that keeps loads in flight.
 
 Of a cache in FP8 (e4m3) keys and values become float16, which takes one instruction for two of them; to bfloat16 the
 way leads through float32.
@@ -50,7 +49,7 @@ def page_boxes(cache: Tensor) -> TensorDescriptor:
     rows = cache.numel() // head_dim
     if rows >= MOST_ROWS:
         raise ValueError(f"a layer's KV cache has {rows} rows; kernels count to {MOST_ROWS - 1}: lower --num-kv-blocks")
-    return TensorDescriptor.from_tensor(cache.view(rows, head_dim), [page, box_width(head_dim)])
+    return TensorDescriptor.from_tensor(cache.view(-1, page, head_dim), [1, page, box_width(head_dim)])
 
 
 def decode_attention(
@@ -86,7 +85,7 @@ def decode_attention(
         work: of these requests and this window; None: all are cut alike.
     """
     requests, heads, head_dim = q.shape
-    page, box = keys.block_shape
+    _, page, box = keys.block_shape
     items = num_items = parts = counters = None
     if work is None:
         splits, together = num_splits(requests, kv_heads), 1
@@ -264,14 +263,21 @@ def _attend_pages(
     # The number of the next page's block is read while this page is: a load that waits for another is not pipelined.
     block = tl.load(table + low, mask=low < high, other=0)
     for page in tl.range(low, high, num_stages=STAGES):
-        place = (block * KV_HEADS + kv_head) * PAGE
+        place, start = block * KV_HEADS + kv_head, tl.minimum(length - page * PAGE - PAGE, 0)
         block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
-        position = page * PAGE + offset
+        position = page * PAGE + start + offset
+        seen = (position >= page * PAGE) & (position >= first) & (position < length)
         peak, total, sums = attend_page(
-            keys.load([place, 0]), values.load([place, 0]), qt, (position >= first) & (position < length),
-            position - length + 1, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+            load_page(keys, place, start), load_page(values, place, start), qt, seen, position - length + 1, slopes,
+            is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
         )  # fmt: skip
     return peak, total, sums
+
+
+@triton.jit
+def load_page(boxes, place, start):
+    """The tokens of a page from start on, as many as a page has: zeros before its first and behind its last one."""
+    return tl.reshape(boxes.load([place, start, 0]), [boxes.block_shape[1], boxes.block_shape[2]])
 
 
 @triton.jit

@@ -10,7 +10,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, attend_page, combine_splits, num_splits
+from octavo.kernels.gpu.decode_attention import (
+    LOG2_E,
+    NEVER,
+    PER_LOG2,
+    attend_page,
+    combine_splits,
+    load_page,
+    num_splits,
+)
 from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 from octavo.kernels.gpu.qkv import Projection, angles, as_kept, norm_weights, partner, turn
 
@@ -39,7 +47,7 @@ def decode_few(
             positions are read ahead of the kernel before: no kernel that is launched to overlap may write them.
     """
     some, (requests, heads, head_dim) = projection, out.shape
-    splits, box = num_splits(requests, some.key_cache.shape[1]), keys.block_shape[1]
+    splits, box = num_splits(requests, some.key_cache.shape[1]), keys.block_shape[2]
     is_fp8 = some.key_cache.itemsize == 1
     k_scale, v_scale = (some.k_scale, some.v_scale) if is_fp8 else (1.0, 1.0)
     lse = scratch[requests * splits * heads * head_dim :]
@@ -80,10 +88,10 @@ def _decode_few(
         wait_for_last(OVERLAP)
         tl.store(lse_ptr + partial, tl.full([ROWS], NEVER, tl.float32), mask=is_head)
         return
-    # A part without pages, behind whose end the new token begins a page, loads that one, and sees nothing of it.
-    block = tl.load(table + low)
-    page_k = keys.load([(block * KV_HEADS + kv_head) * PAGE, 0])
-    page_v = values.load([(block * KV_HEADS + kv_head) * PAGE, 0])
+    # Of a part without pages, behind whose end the new token begins a page, this loads nothing.
+    block, start = tl.load(table + low), tl.minimum(position - low * PAGE - PAGE, 0)
+    page_k = load_page(keys, block * KV_HEADS + kv_head, start)
+    page_v = load_page(values, block * KV_HEADS + kv_head, start)
     other = partner(dim, DIM, TURNED, INTERLEAVED)
     cos, sin = angles(position, cos_ptr, sin_ptr, dim, TURNED)
     q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
@@ -142,21 +150,22 @@ def _pages(
 ):  # fmt: skip
     """The softmax goes on over the page that is there already and those behind it."""
     offset, qt = tl.arange(0, PAGE), tl.trans(q.to(tl.float16) if FP8 else q)
-    others = low * PAGE + offset
+    others = low * PAGE + tl.minimum(position - low * PAGE - PAGE, 0) + offset
     # Values must not go from shared memory to the tensor cores unmasked here: ptxas 12.8 then takes the other operand's
     # address from a register that nothing has written.
     peak, total, sums = attend_page(
-        page_k, page_v, qt, (others >= first) & (others < position), others - position, slopes, is_head, scale, softcap,
-        peak, total, sums, SOFTCAP, FP8, True,
+        page_k, page_v, qt, (others >= low * PAGE) & (others >= first) & (others < position), others - position, slopes,
+        is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, True,
     )  # fmt: skip
     block = tl.load(table + low + 1, mask=low + 1 < high, other=0)
     for page in tl.range(low + 1, high, num_stages=STAGES):
-        place = (block * KV_HEADS + kv_head) * PAGE
+        place, start = block * KV_HEADS + kv_head, tl.minimum(position - page * PAGE - PAGE, 0)
         block = tl.load(table + page + 1, mask=page + 1 < high, other=0)
-        others = page * PAGE + offset
+        others = page * PAGE + start + offset
+        seen = (others >= page * PAGE) & (others >= first) & (others < position)
         peak, total, sums = attend_page(
-            keys.load([place, 0]), values.load([place, 0]), qt, (others >= first) & (others < position),
-            others - position, slopes, is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+            load_page(keys, place, start), load_page(values, place, start), qt, seen, others - position, slopes,
+            is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
         )  # fmt: skip
     return peak, total, sums
 

@@ -70,17 +70,16 @@ Tile = tuple[int, int, int, int]
 # By rows and inputs; found on an H200 in the whole decoding step of Qwen3-8B and Qwen3-0.6B.
 TILES: dict[tuple[int, int], Tile] = {
     (6144, 4096): (8, 1024, 4, 2),
-    (4096, 4096): (4, 1024, 2, 3),
-    (24_576, 4096): (8, 1024, 4, 2),
-    (4096, 12_288): (4, 1024, 2, 2),
-    (4096, 1024): (2, 1024, 2, 1),
-    (1024, 2048): (1, 1024, 4, 3),
-    (6144, 1024): (4, 512, 2, 1),
+    (4096, 4096): (16, 1024, 8, 3),
+    (24_576, 4096): (8, 1024, 4, 3),
+    (4096, 12_288): (8, 2048, 8, 2),
+    (151_936, 4096): (8, 1024, 8, 3),
+    (1024, 2048): (4, 2048, 8, 1),
+    (1024, 3072): (1, 1024, 4, 1),
 }
 FP8_TILES: dict[tuple[int, int], Tile] = {
-    (4096, 4096): (4, 1024, 4, 1),
-    (24_576, 4096): (8, 1024, 4, 1),
-    (4096, 12_288): (8, 2048, 8, 2),
+    (4096, 4096): (8, 1024, 8, 1),
+    (4096, 12_288): (16, 2048, 8, 3),
 }
 
 
@@ -88,24 +87,24 @@ def _tile(rows: int, inputs: int) -> Tile:
     """For other sizes by what was the best for most."""
     if (rows, inputs) in TILES:
         return TILES[rows, inputs]
-    depth, at_once = 1024, 8 if inputs > 2048 else 4
-    while inputs % depth:
-        depth //= 2
-    while at_once > 1 and rows < at_once * 2 * NUM_SMS:
-        at_once //= 2
-    return at_once, depth, 4, 2
+    depth, at_once, num_warps, stages = (1024, 8 if inputs > 2048 else 4, 4, 2) if inputs > 1024 else (512, 4, 2, 1)
+    return (*_fitting(rows, inputs, at_once, depth), num_warps, stages)
 
 
 def _fp8_tile(rows: int, inputs: int) -> Tile:
     """The same for FP8."""
     if (rows, inputs) in FP8_TILES:
         return FP8_TILES[rows, inputs]
-    depth, at_once = 4096 if inputs >= 8192 else 2048, 8 if rows * inputs > 2**24 else 4
+    return (*_fitting(rows, inputs, 8, 1024), 4, 1)
+
+
+def _fitting(rows: int, inputs: int, at_once: int, depth: int) -> tuple[int, int]:
+    """A depth that divides the inputs, and rows for all multiprocessors."""
     while inputs % depth:
         depth //= 2
     while at_once > 1 and rows < at_once * 1.9 * NUM_SMS:
         at_once //= 2
-    return at_once, depth, 4, 2
+    return at_once, depth
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.gpu import prefill_hopper
 from octavo.kernels.gpu.chunks import TILE, Chunks
-from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2
+from octavo.kernels.gpu.decode_attention import LOG2_E, NEVER, PER_LOG2, load_page
 from octavo.kernels.gpu.overlap import OVERLAP, begin
 
 ROWS = 64  # tokens of a program
@@ -42,7 +42,7 @@ def prefill_attention(
         prefill_hopper.prefill_hopper(q, keys, values, tables, chunks, out, kv_heads, scale, window, softcap, sinks)
         return
     heads, head_dim = q.shape[1:]
-    page, box = keys.block_shape
+    _, page, box = keys.block_shape
     _prefill[(len(chunks.tile_chunks) * PER_TILE, heads)](
         q, keys, values, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
         chunks.tile_starts, chunks.num_tiles, out, sinks, slopes, scale * k_scale * LOG2_E, v_scale,
@@ -122,10 +122,9 @@ def _attend_page(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over one more page. position: of the tokens; others: of the page's."""
-    place = (block * KV_HEADS + kv_head) * PAGE
-    k = keys.load([place, 0])
+    k = load_page(keys, block * KV_HEADS + kv_head, 0)
     scores = tl.dot(q, (k.to(tl.float16) if FP8 else k).T, input_precision="ieee")
-    v = values.load([place, 0])
+    v = load_page(values, block * KV_HEADS + kv_head, 0)
     if SOFTCAP:
         scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) * scale / softcap)))
     else:

@@ -49,7 +49,7 @@ IS_HOPPER = capability()[0] == 9
 
 def fits(q: Tensor, keys: TensorDescriptor) -> bool:
     """Whether `prefill_hopper` is for these: 16 bits, whole boxes, and a GPU that has this generation's products."""
-    page, box = keys.block_shape
+    _, page, box = keys.block_shape
     is_size = page == PAGE.value and box == q.shape[2] and box in (64, 128)
     return IS_HOPPER and is_size and q.itemsize == 2 and keys.base.dtype == q.dtype
 
@@ -69,17 +69,19 @@ def prefill_hopper(
 ) -> None:
     """See `prefill_attention`."""
     heads, head_dim = q.shape[1:]
+    boxes = _boxes(q, heads * head_dim), _boxes(keys.base, head_dim), _boxes(values.base, head_dim)
     _prefill_items[(min(NUM_SMS, len(chunks.tile_chunks) * heads),)](
-        _boxes(q.view(len(q), heads * head_dim)), _boxes(keys.base), _boxes(values.base), tables, chunks.rows,
-        chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks, chunks.tile_starts, chunks.num_tiles, out,
-        sinks, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0), HEADS=heads, KV_HEADS=kv_heads,
+        *boxes, tables, chunks.rows, chunks.lengths, chunks.totals, chunks.slots, chunks.tile_chunks,
+        chunks.tile_starts, chunks.num_tiles, out, sinks, scale * LOG2_E, (softcap or 0.0) * LOG2_E, tables.stride(0),
+        HEADS=heads, KV_HEADS=kv_heads,
         DIM=head_dim, WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3 if head_dim == 128 else 4, num_warps=4,
         **OVERLAP,
     )  # fmt: skip
 
 
-def _boxes(rows: Tensor) -> GluonDescriptor:
-    """rows: [rows, columns], contiguous, of 16 bits."""
+def _boxes(x: Tensor, columns: int) -> GluonDescriptor:
+    """x: contiguous, of 16 bits; read as rows of so many columns."""
+    rows = x.view(-1, columns)
     return GluonDescriptor(rows, list(rows.shape), list(rows.stride()), [PAGE.value, BOX.value], LAYOUT)
 
 
