@@ -20,7 +20,7 @@ from octavo.kernels.gpu.decode_attention import (
     num_splits,
 )
 from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
-from octavo.kernels.gpu.qkv import Projection, angles, as_kept, norm_weights, partner, turn
+from octavo.kernels.gpu.qkv import Projection, angles, norm_weights, partner, turn
 
 
 def decode_few(
@@ -41,21 +41,19 @@ def decode_few(
     """One new token a request; its key and value are written to the cache.
 
     Args:
-        projection: of [requests] tokens.
+        projection: of [requests] tokens, with a cache in their dtype.
         out: [requests, heads, head_dim], contiguous; overwritten.
         keys, values, tables, slots, positions, scratch, sinks, slopes: as for `decode_attention`. tables, slots and
             positions are read ahead of the kernel before: no kernel that is launched to overlap may write them.
     """
     some, (requests, heads, head_dim) = projection, out.shape
     splits, box = num_splits(requests, some.key_cache.shape[1]), keys.block_shape[2]
-    is_fp8 = some.key_cache.itemsize == 1
-    k_scale, v_scale = (some.k_scale, some.v_scale) if is_fp8 else (1.0, 1.0)
     lse = scratch[requests * splits * heads * head_dim :]
     _decode_few[(requests, some.key_cache.shape[1], splits)](
         some.qkv, keys, values, some.key_cache, some.value_cache, tables, slots, positions, out, scratch, lse, sinks,
-        slopes, some.cos, some.sin, some.q_weight, some.k_weight, some.eps, scale * k_scale * LOG2_E, v_scale,
-        (softcap or 0.0) * LOG2_E, tables.stride(0), 1 / k_scale, 1 / v_scale, BOX=box, SPLITS=splits,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3, num_warps=4, **some.constants, **OVERLAP,
+        slopes, some.cos, some.sin, some.q_weight, some.k_weight, some.eps, scale * LOG2_E, (softcap or 0.0) * LOG2_E,
+        tables.stride(0), BOX=box, SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, STAGES=3,
+        num_warps=4, **some.constants, **OVERLAP,
     )  # fmt: skip
     if splits > 1:
         combine_splits(scratch, lse, out, box, splits)
@@ -64,10 +62,9 @@ def decode_few(
 @triton.jit
 def _decode_few(
     qkv_ptr, keys, values, keys_ptr, values_ptr, tables_ptr, slots_ptr, positions_ptr, out_ptr, partial_ptr, lse_ptr,
-    sinks_ptr, slopes_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps, scale, v_scale, softcap, table_stride,
-    k_factor, v_factor,
+    sinks_ptr, slopes_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, eps, scale, softcap, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, TURNED: tl.constexpr,
+    SPLITS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, TURNED: tl.constexpr,
     INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, STAGES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid: requests, kv heads, splits of the pages behind which the new token comes. In units of log2."""
@@ -104,12 +101,10 @@ def _decode_few(
     own = HEADS + kv_head + 0 * row
     x, y = _heads(qkv_ptr, head, is_head, dim, other, DIM)
     new_x, new_y = _heads(qkv_ptr, own, row >= 0, dim, other, DIM)
-    new_v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0).to(tl.float32)
+    new_v = tl.load(qkv_ptr + (own + KV_HEADS)[:, None] * DIM + dim[None, :], mask=is_dim, other=0.0)
     tl.debug_barrier()  # else the assembler begins the last of these loads when it has used the first
     q = turn(x, y, q_norm, q_other, eps, cos, sin, DIM, HAS_NORM).to(qkv_ptr.dtype.element_ty)
-    new_k = as_kept(turn(new_x, new_y, k_norm, k_other, eps, cos, sin, DIM, HAS_NORM), k_factor, keys_ptr, FP8)
-    new_v = as_kept(new_v, v_factor, values_ptr, FP8)
-    weighed = new_v.to(tl.float16) if FP8 else new_v  # Triton 3.6 moves numbers of 8 bits to the wrong threads
+    new_k = turn(new_x, new_y, k_norm, k_other, eps, cos, sin, DIM, HAS_NORM).to(new_v.dtype)
     place = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + 0 * row[:, None] + dim[None, :]
     is_kept = is_dim & (row == 0)[:, None] & (part == 0)
     tl.store(keys_ptr + place, new_k, mask=is_kept)
@@ -128,11 +123,11 @@ def _decode_few(
     sums = tl.zeros([BOX, ROWS], tl.float32)
     peak, total, sums = _pages(
         q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
-        peak, total, sums, KV_HEADS, PAGE, SOFTCAP, FP8, STAGES,
+        peak, total, sums, KV_HEADS, PAGE, SOFTCAP, STAGES,
     )  # fmt: skip
     divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * weighed.to(tl.float32)
-    sums *= (v_scale / divisor)[:, None]
+    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * new_v.to(tl.float32)
+    sums /= divisor[:, None]
     is_live = is_head[:, None] & is_dim
     if SPLITS == 1:
         place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
@@ -146,16 +141,16 @@ def _decode_few(
 def _pages(
     q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
     peak, total, sums,
-    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr, FP8: tl.constexpr, STAGES: tl.constexpr,
+    KV_HEADS: tl.constexpr, PAGE: tl.constexpr, SOFTCAP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The softmax goes on over the page that is there already and those behind it."""
-    offset, qt = tl.arange(0, PAGE), tl.trans(q.to(tl.float16) if FP8 else q)
+    offset, qt = tl.arange(0, PAGE), tl.trans(q)
     others = low * PAGE + tl.minimum(position - low * PAGE - PAGE, 0) + offset
     # Values must not go from shared memory to the tensor cores unmasked here: ptxas 12.8 then takes the other operand's
     # address from a register that nothing has written.
     peak, total, sums = attend_page(
         page_k, page_v, qt, (others >= low * PAGE) & (others >= first) & (others < position), others - position, slopes,
-        is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, True,
+        is_head, scale, softcap, peak, total, sums, SOFTCAP, False, True,
     )  # fmt: skip
     block = tl.load(table + low + 1, mask=low + 1 < high, other=0)
     for page in tl.range(low + 1, high, num_stages=STAGES):
@@ -165,7 +160,7 @@ def _pages(
         seen = (others >= page * PAGE) & (others >= first) & (others < position)
         peak, total, sums = attend_page(
             load_page(keys, place, start), load_page(values, place, start), qt, seen, others - position, slopes,
-            is_head, scale, softcap, peak, total, sums, SOFTCAP, FP8, False,
+            is_head, scale, softcap, peak, total, sums, SOFTCAP, False, False,
         )  # fmt: skip
     return peak, total, sums
 

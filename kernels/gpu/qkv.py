@@ -48,7 +48,6 @@ class Projection:
         return {
             "HEADS": self.heads, "KV_HEADS": kv_heads, "DIM": head_dim, "PAGE": page, "TURNED": self.cos.shape[-1],
             "INTERLEAVED": self.interleaved, "HAS_NORM": self.q_weight is not None,
-            "FP8": self.key_cache.itemsize == 1,
         }  # fmt: skip
 
 
@@ -69,7 +68,7 @@ def split_qkv(projection: Projection, tables: Tensor, slots: Tensor, positions: 
         qkv, q, some.key_cache, some.value_cache, tables, slots, positions, some.cos, some.sin, some.q_weight,
         some.k_weight, some.eps, tables.stride(0), 1 / some.k_scale, 1 / some.v_scale,
         BOX=triton.next_power_of_2(head_dim), AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim > 64 else 2,
-        **some.constants, **OVERLAP,
+        FP8=some.key_cache.itemsize == 1, **some.constants, **OVERLAP,
     )  # fmt: skip
     return q
 

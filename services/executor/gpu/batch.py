@@ -172,7 +172,7 @@ class GpuAttention:
             None if q_norm is None else q_norm.weight, None if k_norm is None else k_norm.weight,
             spec.qk_norm_like.eps, attention.k_scale, attention.v_scale,
         )  # fmt: skip
-        if self._chunks is None and not self._is_balanced:
+        if self._chunks is None and not self._is_balanced and cache.keys[layer].dtype == qkv.dtype:
             out = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
             decode_few(
                 projection, cache.key_boxes[layer], cache.value_boxes[layer], cache.tables, self._slots,
