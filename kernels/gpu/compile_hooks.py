@@ -9,8 +9,8 @@ import triton
 from triton.compiler import CompiledKernel
 
 
-def on_compile(begin: Callable[..., None], end: Callable[..., None]) -> None:
-    """Have `begin` and `end` called, with keyword arguments, around each compilation of this process."""
+def on_compile(begin: Callable[..., None] | None, end: Callable[..., None] | None) -> None:
+    """Have `begin` and `end` called, with keyword arguments, around each compilation of this process; None: nobody."""
     triton.knobs.runtime.jit_cache_hook = begin
     triton.knobs.runtime.jit_post_compile_hook = end
 

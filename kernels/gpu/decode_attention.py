@@ -36,7 +36,6 @@ from octavo.kernels.gpu.work_list import (
 LOG2_E = 1.4426950408889634
 NEVER = tl.constexpr(-1.0e30)  # a score that weighs nothing; finite, so that no difference of two is NaN
 PER_LOG2 = tl.constexpr(LOG2_E)
-COMBINE_WARPS = 2
 FLOATS_AT_ONCE = 4096  # of partial outputs, while they are joined: 32 registers a thread
 MOST_ROWS = 2**31  # that the tensor memory accelerator counts to
 
@@ -112,9 +111,10 @@ def decode_attention(
 def combine_splits(partial: Tensor, lse: Tensor, out: Tensor, box: int, splits: int) -> None:
     """The outputs and log-sum-exps of all splits, joined to out, [requests, heads, head_dim]."""
     requests, heads, head_dim = out.shape
+    floats = splits * box
     _combine[(requests * heads,)](
         partial, lse, out, HEADS=heads, DIM=head_dim, BOX=box, SPLITS=splits,
-        num_warps=COMBINE_WARPS if splits * head_dim <= 8192 else 8, **OVERLAP,
+        num_warps=1 if floats <= 2048 else 2 if floats <= 8192 else 8, **OVERLAP,
     )  # fmt: skip
 
 

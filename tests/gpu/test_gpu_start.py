@@ -88,6 +88,13 @@ def test_nothing_is_compiled_once_requests_come(folder: str, caplog: pytest.LogC
     assert [vars(record) for record in caplog.records] == []
 
 
+def test_what_the_start_of_another_engine_compiles_is_not_late(folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for dtype in ("bfloat16", "float16"):
+            load(folder, dtype=dtype)
+    assert [vars(record) for record in caplog.records] == []
+
+
 def test_a_kernel_compiled_late_is_a_warning(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     from octavo.kernels.gpu.rms_norm import rms_norm
 
