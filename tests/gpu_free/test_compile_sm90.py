@@ -83,6 +83,11 @@ def test_a_program_fits_on_a_multiprocessor(case: Case) -> None:
         assert -(-each.usage["REG"] // 8) * 8 * each.threads <= REGISTERS, str(each)
 
 
+def test_no_register_is_read_that_nothing_has_written(case: Case) -> None:
+    for each in case[1]:
+        assert each.unwritten == [], str(each)
+
+
 def test_memory_and_tensor_cores_are_used_at_their_widest(case: Case) -> None:
     dtype, launches = case
     for each in launches:

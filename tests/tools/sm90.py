@@ -28,7 +28,9 @@ from octavo.kernels.gpu.overlap import OVERLAP
 TARGET = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 232_448  # that one program can have
 REGISTERS = 65_536  # of a multiprocessor, for all threads of one program
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?(\S+) *(.*?)\s*;")
+WRITES_NONE = re.compile(r"ST|RED\.|BAR|BRA|EXIT|SYNCS|UTMA|WARP|BS|CCTL|RET")  # no first operand that is written
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,42 @@ class Launch:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.compiled.asm["cubin"])
             file.flush()
-            command = [CUOBJDUMP, "-res-usage", file.name]
+            command = [TOOLS / "cuobjdump", "-res-usage", file.name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout)}
+
+    @cached_property
+    def unwritten(self) -> list[str]:
+        """Instructions that read a uniform register before any, in the order in which they lie, has written it.
+
+        There are no such ones unless the assembler has made a mistake; the addresses of tensor cores' operands lie in
+        these registers.
+        """
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.compiled.asm["cubin"])
+            file.flush()
+            command = [TOOLS / "nvdisasm", "-c", file.name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        written: set[int] = set()
+        found = []
+        for name, rest in INSTRUCTION.findall(done.stdout):
+            operands = rest.split(", ")
+            own = [] if WRITES_NONE.match(name) else operands[:1]
+            read = {place for each in operands[len(own) :] for place in _registers(each, operands)}
+            if read - written:
+                found.append(f"{name} {rest}")
+            wide = 4 if "128" in name else 2 if "64" in name or "WIDE" in name else 1
+            written |= {int(n) + more for each in own for n in re.findall(r"\bUR(\d+)", each) for more in range(wide)}
+        return found
+
+
+def _registers(operand: str, operands: list[str]) -> set[int]:
+    """The uniform registers that an operand names: of matrices in shared memory the first of two for each."""
+    places = {int(n) for n in re.findall(r"\bUR(\d+)", operand)}
+    if "gdesc" not in operand:
+        return places
+    first = 2 if re.match(r"R\d", operands[1]) else 0  # the left matrix lies in registers of the threads
+    return {place + more for place in places for more in range(first, 4)}
 
 
 @contextmanager
