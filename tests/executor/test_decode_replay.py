@@ -128,7 +128,7 @@ def test_requests_that_join_and_grow_and_leave(
 
 
 @needs_tiles
-def test_requests_that_are_preempted() -> None:
+def test_requests_that_are_preempted(two_threads: None) -> None:
     engine = TwoWays(make_model(SPEC, torch.bfloat16), make_info(9, 30))
     pipeline = Pipeline(engine)
     for _ in range(8):  # the scheduler comes to expect short completions, and admits more than blocks can hold

@@ -10,7 +10,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="needs Triton: pip install -e '.[test]' on Linux x86-64")
 
-LIMIT_S = 300
+LIMIT_S = 1200  # a minute, on a core of its own
 is_broken = triton.__version__.startswith("3.6.") and numpy.lib.NumpyVersion(numpy.__version__) >= "2.4.0"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from tests.tools.pipeline import Pipeline
@@ -79,7 +80,11 @@ def reference() -> Any:
     from transformers import AutoModelForCausalLM
 
     path = locate(None).path
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        # It reads the file twice, and makes its table of names once for each tensor: half a minute in all.
+        patch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))
+        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 
 
 def by_transformers(model: Any, prompts: list[list[int]], completions: list[list[int]]) -> list[list[int]]:

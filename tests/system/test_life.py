@@ -1,5 +1,6 @@
 """Start, end, and the sentences of a server that cannot start."""
 
+import os
 import re
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from tests.tools.server import Server, is_alive, running, started, wait_until
 
@@ -18,17 +20,20 @@ ANSWER_S = 180.0  # a model whose threads wait for each other on a busy machine 
 REFUSE_S = 240.0
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """`octavo serve` with arguments that make it end by itself."""
-    return subprocess.run([OCTAVO, "serve", *arguments], capture_output=True, text=True, timeout=REFUSE_S)
+    command = [OCTAVO, "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=REFUSE_S, env=os.environ | variables)
 
 
-def shared_memory() -> list[Path]:
-    return sorted(Path("/dev/shm").glob("*octavo*"))
+def shared_memory(processes: Sequence[psutil.Process]) -> set[Path]:
+    """The files in memory that processes have mapped."""
+    paths = (mapped.path for process in processes for mapped in process.memory_maps())
+    return {Path(path) for path in paths if path.startswith("/dev/shm/")}
 
 
 def test_the_start_is_told_stage_by_stage_and_ends_with_a_line_to_try() -> None:
-    with running() as server:
+    with running(environment={"OMP_NUM_THREADS": "2"}) as server:  # as users have it, whatever a worker is told
         stages = re.findall(r"^  (\w+) +\d+\.\d\d s", server.output, re.MULTILINE)
         assert {"scheduler", "tokenizer", "torch", "weights", "model"} <= set(stages)
         assert f"curl {server.url}/v1/chat/completions -H" in server.output
@@ -40,17 +45,17 @@ def test_the_start_is_told_stage_by_stage_and_ends_with_a_line_to_try() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_and_leaves_nothing(number: signal.Signals) -> None:
-    memory = shared_memory()
     with running("--device", "sim", "--tokenizers", "2") as server:
         services = server.services()
         assert len(services) == 5
+        memory = shared_memory(services)
         began = time.monotonic()
         server.process.send_signal(number)
         assert server.process.wait(2 * END_S) == 0
         assert time.monotonic() - began < END_S
         assert not any(is_alive(each) for each in services)
         assert list(server.folder.glob("octavo-*")) == []
-        assert shared_memory() == memory
+        assert not any(path.exists() for path in memory)
         assert server.errors == ""
 
 
@@ -96,6 +101,15 @@ def test_a_wrong_argument_ends_in_one_sentence(arguments: Sequence[str], words: 
     assert "Traceback" not in done.stderr + done.stdout
     sentences = [line for line in done.stderr.splitlines() if line.startswith("octavo")]
     assert len(sentences) == 1, done.stderr
+
+
+def test_a_folder_too_deep_for_sockets_ends_in_one_sentence(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    done = run("--port", "0", "--device", "sim", TMPDIR=str(deep))
+    assert done.returncode == 1
+    assert re.fullmatch(rf"octavo: .*{deep}/.* characters; .* allows 80 .*TMPDIR.*\n", done.stderr)
+    assert list(deep.iterdir()) == []
 
 
 def test_a_port_in_use_ends_in_one_sentence() -> None:

@@ -1,8 +1,10 @@
 """`LLM` and `AsyncLLM`: every token compared with the oracle, errors, and that nothing is left of them."""
 
 import asyncio
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +130,7 @@ async def consume(llm: AsyncLLM, begun: asyncio.Event) -> None:
 
 def test_outputs_are_streamed_and_leaving_the_loop_ends_the_request() -> None:
     async def use() -> None:
-        async with AsyncLLM(device="sim", max_model_len=512, sim_step_ms=20, max_num_seqs=1) as llm:
+        async with AsyncLLM(device="sim", max_model_len=512, sim_step_ms=100, max_num_seqs=1) as llm:
             seen = [output async for output in llm.generate([5, 6], params(6), request_id="mine")]
             ids = expected_tokens([5, 6], 6, DEFAULT_VOCAB)
             assert [tokens(each) for each in seen][-1] == ids
@@ -137,7 +139,7 @@ def test_outputs_are_streamed_and_leaving_the_loop_ends_the_request() -> None:
             assert [each.finished for each in seen] == [False] * (len(seen) - 1) + [True]
             assert seen[-1].outputs[0].text.startswith(seen[2].outputs[0].text)
 
-            # Each would take 10 s, and there is room for one.
+            # Each would take 50 s, and there is room for one.
             closed = llm.generate([5, 6], params(500))
             await anext(closed)
             await closed.aclose()
@@ -148,7 +150,7 @@ def test_outputs_are_streamed_and_leaving_the_loop_ends_the_request() -> None:
             await asyncio.wait([cancelled])
             began = time.monotonic()
             *_, last = [each async for each in llm.chat([{"role": "user", "content": "Hello"}], params(3))]
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 25
             assert tokens(last) == expected_tokens(last.prompt_token_ids, 3, DEFAULT_VOCAB)
 
     asyncio.run(use())
@@ -175,11 +177,18 @@ if sys.argv[1] == "forget":
 """
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For sockets, whose paths have a hundred characters at most: pytest's own folders may be deep ones."""
+    with tempfile.TemporaryDirectory(prefix="ot-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("end", ["exit", "forget", "wait"])
-def test_nothing_is_left_when_a_program_ends_forgets_its_engine_or_is_killed(end: str, tmp_path: Path) -> None:
+def test_nothing_is_left_when_a_program_ends_forgets_its_engine_or_is_killed(end: str, short_folder: Path) -> None:
     program = psutil.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, end],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**psutil.Process().environ(), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "TMPDIR": str(short_folder)},
     )  # fmt: skip
     try:
         assert program.stdout.readline().startswith(b"[")
@@ -190,7 +199,7 @@ def test_nothing_is_left_when_a_program_ends_forgets_its_engine_or_is_killed(end
         if end == "forget":
             assert program.stdout.readline() == b"forgotten\n"
         wait_until(lambda: not any(map(is_alive, family)), "the processes of the engine end", END_S)
-        wait_until(lambda: list(tmp_path.glob("octavo-*")) == [], "the folder of its sockets is removed", END_S)
+        wait_until(lambda: list(short_folder.glob("octavo-*")) == [], "the folder of its sockets is removed", END_S)
         if end == "exit":
             assert program.wait(END_S) == 0
             assert program.stderr.read() == b""
