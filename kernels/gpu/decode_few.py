@@ -74,10 +74,7 @@ def _decode_few(
     request, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + request)
     table = tables_ptr + tl.load(slots_ptr + request).to(tl.int64) * table_stride
-    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
-    per_split = tl.cdiv(tl.cdiv(position, PAGE) - first // PAGE, SPLITS)
-    low = first // PAGE + part * per_split
-    high = tl.minimum(low + per_split, tl.cdiv(position, PAGE))
+    first, low, high = _pages_of(part, position, PAGE, SPLITS, WINDOW)
     row, dim = tl.arange(0, ROWS), tl.arange(0, BOX)
     is_head, is_dim, head = row < GROUP, (dim < DIM)[None, :], kv_head * GROUP + row
     partial = (request * SPLITS + part).to(tl.int64) * HEADS + head
@@ -106,35 +103,50 @@ def _decode_few(
     q = turn(x, y, q_norm, q_other, eps, cos, sin, DIM, HAS_NORM).to(qkv_ptr.dtype.element_ty)
     new_k = turn(new_x, new_y, k_norm, k_other, eps, cos, sin, DIM, HAS_NORM).to(new_v.dtype)
     place = ((new_block * KV_HEADS + kv_head) * PAGE + position % PAGE) * DIM + 0 * row[:, None] + dim[None, :]
-    is_kept = is_dim & (row == 0)[:, None] & (part == 0)
-    tl.store(keys_ptr + place, new_k, mask=is_kept)
-    tl.store(values_ptr + place, new_v, mask=is_kept)
+    tl.store(keys_ptr + place, new_k, mask=is_dim & (row == 0)[:, None] & (part == 0))
+    tl.store(values_ptr + place, new_v, mask=is_dim & (row == 0)[:, None] & (part == 0))
 
+    score, peak, total = _new_token(q, new_k, part, sinks_ptr, head, is_head, scale, softcap, SOFTCAP)
+    peak, total, sums = _pages(
+        q, page_k, page_v, keys, values, table, kv_head, low, high, first, position,
+        slopes_ptr + head if slopes_ptr is not None else None, is_head, scale, softcap, peak, total,
+        tl.zeros([BOX, ROWS], tl.float32), KV_HEADS, PAGE, SOFTCAP, STAGES,
+    )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)
+    sums = (tl.trans(sums) + tl.exp2(score - peak)[:, None] * new_v.to(tl.float32)) / divisor[:, None]
+    place = (partial if SPLITS > 1 else request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
+    if SPLITS == 1:
+        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_head[:, None] & is_dim)
+    else:
+        tl.store(partial_ptr + place, sums, mask=is_head[:, None] & is_dim)
+        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
+
+
+@triton.jit
+def _pages_of(part, position, PAGE: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
+    """The first position that is seen, and a part's first page and the one behind its last."""
+    first = tl.maximum(position + 1 - WINDOW, 0) if WINDOW else 0
+    per_split = tl.cdiv(tl.cdiv(position, PAGE) - first // PAGE, SPLITS)
+    low = first // PAGE + part * per_split
+    return first, low, tl.minimum(low + per_split, tl.cdiv(position, PAGE))
+
+
+@triton.jit
+def _new_token(q, new_k, part, sinks_ptr, head, is_head, scale, softcap, SOFTCAP: tl.constexpr):
+    """Its score in the first part, where the softmax begins with it: [ROWS] each, the score, the peak and the total.
+
+    A sink is one more key, without a value.
+    """
     score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
     if SOFTCAP:
         score = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * PER_LOG2) / softcap)))
     score = tl.where(part == 0, score, NEVER)
     peak, total = score, tl.where(score > NEVER, 1.0, 0.0)
-    if sinks_ptr is not None:  # one more key, without a value
+    if sinks_ptr is not None:
         sink = tl.load(sinks_ptr + head, mask=is_head & (part == 0), other=NEVER / PER_LOG2) * PER_LOG2
         peak = tl.maximum(score, sink)
         total = tl.where(score > NEVER, tl.exp2(score - peak) + tl.exp2(sink - peak), 0.0)
-    slopes = slopes_ptr + head if slopes_ptr is not None else None
-    sums = tl.zeros([BOX, ROWS], tl.float32)
-    peak, total, sums = _pages(
-        q, page_k, page_v, keys, values, table, kv_head, low, high, first, position, slopes, is_head, scale, softcap,
-        peak, total, sums, KV_HEADS, PAGE, SOFTCAP, STAGES,
-    )  # fmt: skip
-    divisor = tl.where(total > 0, total, 1.0)
-    sums = tl.trans(sums) + tl.exp2(score - peak)[:, None] * new_v.to(tl.float32)
-    sums /= divisor[:, None]
-    is_live = is_head[:, None] & is_dim
-    if SPLITS == 1:
-        place = (request.to(tl.int64) * HEADS + head)[:, None] * DIM + dim[None, :]
-        tl.store(out_ptr + place, sums.to(out_ptr.dtype.element_ty), mask=is_live)
-    else:
-        tl.store(partial_ptr + partial[:, None] * DIM + dim[None, :], sums, mask=is_live)
-        tl.store(lse_ptr + partial, tl.where(total > 0, peak + tl.log2(divisor), NEVER), mask=is_head)
+    return score, peak, total
 
 
 @triton.jit
