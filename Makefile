@@ -25,13 +25,13 @@ test: .venv/.dev ## the tests that need no GPU, no network and no Docker
 	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-slow: .venv/.dev ## the tests that take minutes
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest $(WORKERS) -m slow $(ARGS)
 
 test-compose: .venv/.dev ## the tests against docker compose
 	$(BIN)/pytest -m compose $(ARGS)
 
 test-clients: .venv/.serve .venv-clients/.clients ## the clients of others, from an environment of their own
-	OCTAVO=$(CURDIR)/$(BIN)/octavo $(CLIENTS)/pytest -W default -m clients tests/clients $(ARGS)
+	OCTAVO=$(CURDIR)/$(BIN)/octavo $(CLIENTS)/pytest $(WORKERS) -W default -m clients tests/clients $(ARGS)
 
 test-schemas: .venv/.serve .venv-clients/.schemas ## schemathesis against /openapi.json: CASES of each route, 1000 if not given
 	OCTAVO=$(CURDIR)/$(BIN)/octavo CASES=$(CASES) $(CLIENTS)/pytest -W default -m schemas tests/clients $(ARGS)

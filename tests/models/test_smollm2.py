@@ -147,8 +147,8 @@ def test_greedy_equals_transformers_in_chunks_of_32_tokens(answers: Answers, ref
 
 @FEWER
 def test_greedy_equals_transformers_with_prefix_cache_hits(answers: Answers, engine: RunsSteps, count: int) -> None:
-    pipeline = Pipeline(engine)
     asked, completions = some(prompts(), count), expected(answers, count)
+    pipeline = Pipeline(engine)  # behind the answers, for which the engine may have been another pipeline's
     given = greedy(count).max_tokens - 8  # of each completion: its block and the prompt's are full
     pipeline.generate(asked, greedy(count))
 
