@@ -18,6 +18,7 @@ from octavo.kernels.gpu.activation import gated
 from octavo.kernels.gpu.chunks import TILE, Chunks
 from octavo.kernels.gpu.decode_attention import decode_attention, page_boxes, scratch_size
 from octavo.kernels.gpu.decode_few import decode_few
+from octavo.kernels.gpu.few_rows import few_rows_linear, tile_of
 from octavo.kernels.gpu.gated_linear import gated_linear
 from octavo.kernels.gpu.linear import one_row_linear
 from octavo.kernels.gpu.prefill_attention import prefill_attention
@@ -94,6 +95,8 @@ def all_cases(device: torch.device) -> Iterator[Case]:
         yield from (sampling(device, rows, name, *params) for rows in CHOSEN)
     for model, layers in LINEAR.items():
         for name, outputs, inputs, _ in layers:
+            few = [rows for rows in ROWS if tile_of(rows, outputs, inputs) is not None]
+            yield from (few_rows(device, f"{model} {name}", outputs, inputs, rows) for rows in few)
             yield from (cublas(device, f"{model} {name}", outputs, inputs, rows) for rows in ROWS)
 
 
@@ -260,6 +263,23 @@ def one_row(device: torch.device, name: str, rows: int, inputs: int, beside: str
         return _copies(call, num_bytes)
 
     return Case("one_row_linear", f"{name}, {rows} x {inputs}, {beside}", num_bytes, 2 * rows * inputs, make)
+
+
+def few_rows(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:
+    """What `cublas` does."""
+    num_bytes = outputs * inputs * DTYPE.itemsize
+
+    def make() -> list[Call]:
+        x = _random(device, rows, inputs)
+
+        def call() -> Call:
+            weight = _random(device, outputs, inputs) / math.sqrt(inputs)
+            return lambda: few_rows_linear(x, weight)
+
+        return _copies(call, num_bytes)
+
+    around = rows * (inputs + outputs) * DTYPE.itemsize
+    return Case("few_rows_linear", f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
 
 
 def cublas(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:

@@ -14,6 +14,8 @@ from octavo.kernels.fp8 import MOST
 from octavo.kernels.gpu.overlap import OVERLAP, let_next_start, wait_for_last
 
 HEADS_AT_ONCE = 8
+MANY_TOKENS = 1024
+"""From here on one program does all heads of a token: what they share, angles and norm weights, is read once."""
 MOST_FP8 = tl.constexpr(MOST)
 
 
@@ -56,19 +58,22 @@ def split_qkv(projection: Projection, tables: Tensor, slots: Tensor, positions: 
 
     Args:
         tables: [slots, max_blocks] int32.
-        slots, positions: [tokens] int32. A token is written to its slot's block for its position. positions are read
-            ahead of the kernel before: no kernel that is launched to overlap may write them.
+        slots, positions: [tokens] int32. A token is written to its slot's block for its position. They are read ahead
+            of the kernel before: no kernel that is launched to overlap may write them.
 
     Returns: [tokens, heads, head_dim], turned.
     """
     some, qkv = projection, projection.qkv
     tokens, kv_heads, head_dim = len(qkv), some.key_cache.shape[1], some.key_cache.shape[3]
     q = torch.empty(tokens, some.heads, head_dim, dtype=qkv.dtype, device=qkv.device)
-    _split_qkv[(tokens, triton.cdiv(some.heads + 2 * kv_heads, HEADS_AT_ONCE))](
+    runs = triton.cdiv(some.heads + 2 * kv_heads, HEADS_AT_ONCE)
+    is_many, num_warps = tokens >= MANY_TOKENS, 4 if head_dim > 64 else 2
+    _split_qkv[(tokens, 1 if is_many else runs)](
         qkv, q, some.key_cache, some.value_cache, tables, slots, positions, some.cos, some.sin, some.q_weight,
         some.k_weight, some.eps, tables.stride(0), 1 / some.k_scale, 1 / some.v_scale,
-        BOX=triton.next_power_of_2(head_dim), AT_ONCE=HEADS_AT_ONCE, num_warps=4 if head_dim > 64 else 2,
-        FP8=some.key_cache.itemsize == 1, **some.constants, **OVERLAP,
+        BOX=triton.next_power_of_2(head_dim), AT_ONCE=HEADS_AT_ONCE, RUNS=runs if is_many else 1,
+        num_warps=num_warps // 2 if is_many else num_warps, FP8=some.key_cache.itemsize == 1, **some.constants,
+        **OVERLAP,
     )  # fmt: skip
     return q
 
@@ -79,35 +84,38 @@ def _split_qkv(
     q_weight_ptr, k_weight_ptr, eps, table_stride, k_factor, v_factor,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BOX: tl.constexpr, TURNED: tl.constexpr,
     PAGE: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_NORM: tl.constexpr, FP8: tl.constexpr, AT_ONCE: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    RUNS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tokens, groups of AT_ONCE heads of q, k and v in this order."""
+    """Grid: tokens, runs of AT_ONCE heads of q, k and v in this order; if RUNS is more than 1, it is all of them."""
     let_next_start(OVERLAP)
-    token = tl.program_id(0).to(tl.int64)
-    head, dim = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE), tl.arange(0, BOX)
-    is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
-    is_v = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
-    is_dim = dim < DIM
-    is_live = (head < HEADS + 2 * KV_HEADS)[:, None] & is_dim[None, :]
+    token, dim = tl.program_id(0).to(tl.int64), tl.arange(0, BOX)
     other = partner(dim, DIM, TURNED, INTERLEAVED)
-    position = tl.load(positions_ptr + token)
+    position, slot = tl.load(positions_ptr + token), tl.load(slots_ptr + token).to(tl.int64)
     cos, sin = angles(position, cos_ptr, sin_ptr, dim, TURNED)
     q_norm, q_other = norm_weights(q_weight_ptr, dim, other, DIM, HAS_NORM)
     k_norm, k_other = norm_weights(k_weight_ptr, dim, other, DIM, HAS_NORM)
     wait_for_last(OVERLAP)
-    row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
-    x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
-    y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
-    block = tl.load(tables_ptr + tl.load(slots_ptr + token).to(tl.int64) * table_stride + position // PAGE).to(tl.int64)
-    norm, other_norm = tl.where(is_q[:, None], q_norm, k_norm), tl.where(is_q[:, None], q_other, k_other)
-    turned = turn(x, y, norm, other_norm, eps, cos, sin, DIM, HAS_NORM)
-    q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
-    tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim[None, :])
-    kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
-    place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
-    kept_k, kept_v = as_kept(turned, k_factor, keys_ptr, FP8), as_kept(x, v_factor, values_ptr, FP8)
-    tl.store(keys_ptr + place, kept_k, mask=is_k[:, None] & is_dim[None, :])
-    tl.store(values_ptr + place, kept_v, mask=is_v[:, None] & is_dim[None, :])
+    block = tl.load(tables_ptr + slot * table_stride + position // PAGE).to(tl.int64)
+    is_dim = (dim < DIM)[None, :]
+    for run in tl.static_range(RUNS):
+        first = (run if RUNS > 1 else tl.program_id(1)) * AT_ONCE
+        head = first + tl.arange(0, AT_ONCE)
+        is_q, is_k = head < HEADS, (head >= HEADS) & (head < HEADS + KV_HEADS)
+        is_v = (head >= HEADS + KV_HEADS) & (head < HEADS + 2 * KV_HEADS)
+        is_live = (head < HEADS + 2 * KV_HEADS)[:, None] & is_dim
+        row = qkv_ptr + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * DIM
+        kv_head = tl.where(is_v, head - HEADS - KV_HEADS, head - HEADS)
+        place = ((block * KV_HEADS + kv_head) * PAGE + position % PAGE)[:, None] * DIM + dim[None, :]
+        x = tl.load(row + dim[None, :], mask=is_live, other=0.0).to(tl.float32)
+        if first < HEADS + KV_HEADS:
+            y = tl.load(row + other[None, :], mask=is_live, other=0.0).to(tl.float32)
+            norm, other_norm = tl.where(is_q[:, None], q_norm, k_norm), tl.where(is_q[:, None], q_other, k_other)
+            turned = turn(x, y, norm, other_norm, eps, cos, sin, DIM, HAS_NORM)
+            q_place = (token * HEADS + head)[:, None] * DIM + dim[None, :]
+            tl.store(q_ptr + q_place, turned.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & is_dim)
+            tl.store(keys_ptr + place, as_kept(turned, k_factor, keys_ptr, FP8), mask=is_k[:, None] & is_dim)
+        if first + AT_ONCE > HEADS + KV_HEADS:
+            tl.store(values_ptr + place, as_kept(x, v_factor, values_ptr, FP8), mask=is_v[:, None] & is_dim)
 
 
 @triton.jit

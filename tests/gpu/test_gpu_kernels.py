@@ -23,13 +23,21 @@ def seed() -> None:
 )
 @pytest.mark.parametrize("heads, kv_heads", [(32, 8), (9, 3), (4, 1)])
 @pytest.mark.parametrize("has_norm", [True, False])
+@pytest.mark.parametrize("tokens", [37, 1024])  # of so many a program takes all heads
 def test_split_qkv(
-    has_norm: bool, heads: int, kv_heads: int, dim: int, turned: int, is_interleaved: bool, dtype: torch.dtype
+    tokens: int,
+    has_norm: bool,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    turned: int,
+    is_interleaved: bool,
+    dtype: torch.dtype,
 ) -> None:
     from octavo.kernels import rms_norm, rope
-    from octavo.kernels.gpu.qkv import Projection, split_qkv
+    from octavo.kernels.gpu.qkv import MANY_TOKENS, Projection, split_qkv
 
-    tokens = 37
+    assert 37 < MANY_TOKENS <= 1024
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device="cuda").to(dtype)
     angles = torch.rand(200, turned // 2, device="cuda") * 6
     cos, sin = (each[:, None].to(dtype) for each in rope.tables(angles, 1.0, is_interleaved))
@@ -57,10 +65,13 @@ def test_split_qkv(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [16, 80, 128])
 @pytest.mark.parametrize("k_scale, v_scale", [(1.0, 1.0), (0.25, 4.0)])
-def test_split_qkv_into_a_cache_in_fp8(k_scale: float, v_scale: float, dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("tokens", [37, 1024])
+def test_split_qkv_into_a_cache_in_fp8(
+    tokens: int, k_scale: float, v_scale: float, dim: int, dtype: torch.dtype
+) -> None:
     from octavo.kernels.gpu.qkv import Projection, split_qkv
 
-    tokens, kv_heads = 37, 3
+    kv_heads = 3
     qkv = torch.randn(tokens, 3 * kv_heads * dim, device="cuda").to(dtype)
     heads = qkv.view(tokens, 3 * kv_heads, dim)
     heads[3, :, 5], heads[4, :, 6] = 5000.0, -5000.0
@@ -107,6 +118,45 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
         close(one_row_linear(x, weight, None, (its_weight, 1e-6), "silu"), gated)
     gated = activation.reference(x.double() @ wide, "gelu_pytorch_tanh").double()
     close(one_row_linear(x, weight, None, None, "gelu"), gated)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("size", [(1024, 2048), (2048, 6144), (4096, 1024), (4096, 12_288), (1, 512), (1003, 1024)])
+@pytest.mark.parametrize("rows", [2, 15, 16, 17, 32])
+def test_few_rows_linear(rows: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    from octavo.kernels.gpu.few_rows import few_rows_linear, tile_of
+
+    outputs, inputs = size
+    if tile_of(rows, outputs, inputs) is None:
+        assert rows > 16
+        pytest.skip("the library is faster")
+    shapes = (rows + 40, inputs), (outputs + 40, inputs), (rows, outputs)
+    x, weight, residual = (torch.randn(shape, device="cuda").to(dtype) for shape in shapes)
+    x[rows:] = weight[outputs:] = math.nan  # what lies behind them
+    x, weight = x[:rows], weight[:outputs] / math.sqrt(inputs)
+    product = x.double() @ weight.double().T
+    close(few_rows_linear(x, weight), product)
+    close(few_rows_linear(x, weight, residual), product + residual)
+
+
+@pytest.mark.parametrize(
+    "rows, outputs, inputs, is_for_it",
+    [
+        (16, 1024, 3072, True),
+        (32, 1024, 3072, True),
+        (1, 1024, 3072, False),  # one row has a kernel of its own
+        (33, 1024, 3072, False),
+        (8, 6144, 4096, False),  # so many outputs that the library is faster
+        (8, 1024, 4672, False),  # not to be cut for four warps
+    ],
+)
+def test_few_rows_linear_fits_what_has_few_outputs(rows: int, outputs: int, inputs: int, is_for_it: bool) -> None:
+    from octavo.kernels.gpu.few_rows import fits
+
+    x, weight = (torch.empty(count, inputs, dtype=torch.bfloat16, device="cuda") for count in (rows, outputs))
+    assert fits(x, weight) == is_for_it
+    assert not fits(x.float(), weight.float())
+    assert not fits(x, weight.T.contiguous().T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])

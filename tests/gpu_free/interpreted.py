@@ -18,6 +18,7 @@ from octavo.kernels import activation, cache_write, decode_attention, linear, rm
 from octavo.kernels.gpu import activation as gpu_activation
 from octavo.kernels.gpu import decode_attention as gpu_decode
 from octavo.kernels.gpu import embedding as gpu_embedding
+from octavo.kernels.gpu import few_rows as gpu_few_rows
 from octavo.kernels.gpu import gated_linear as gpu_gated_linear
 from octavo.kernels.gpu import linear as gpu_linear
 from octavo.kernels.gpu import prefill_attention as gpu_prefill
@@ -156,8 +157,13 @@ def test_masked_rows(vocab: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim, turned, is_interleaved", [(32, 32, False), (32, 16, False), (16, 16, True)])
 @pytest.mark.parametrize("has_norm", [True, False])
-def test_split_qkv(has_norm: bool, dim: int, turned: int, is_interleaved: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_many", [True, False])
+def test_split_qkv(
+    is_many: bool, has_norm: bool, dim: int, turned: int, is_interleaved: bool, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     tokens, heads, kv_heads = 4, 6, 3
+    monkeypatch.setattr(gpu_qkv, "MANY_TOKENS", tokens if is_many else tokens + 1)
     qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype)
     angles = torch.rand(40, turned // 2) * 6
     cos, sin = (each[:, None].to(dtype) for each in rope.tables(angles, 1.0, is_interleaved))
@@ -217,6 +223,23 @@ def test_one_row_linear(outputs: int, inputs: int, dtype: torch.dtype) -> None:
 def test_one_row_linear_of_several_outputs_a_program() -> None:
     weight, x = torch.randn(2 * 2 * gpu_linear.NUM_SMS + 3, 128), torch.randn(1, 128)
     close(gpu_linear.one_row_linear(x, weight), linear.reference(x, weight, None, None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "rows, outputs, inputs", [(2, 3, 128), (7, 16, 256), (16, 17, 640), (17, 33, 128), (32, 8, 256)]
+)
+@pytest.mark.parametrize("tile", [(8, 4, 32, 3), (16, 8, 16, 2)])
+def test_few_rows_linear(
+    tile: gpu_few_rows.Tile, rows: int, outputs: int, inputs: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gpu_few_rows.TILES, (outputs, inputs), (tile, tile))
+    x, weight, residual = torch.randn(rows + 1, inputs), torch.randn(outputs + 1, inputs), torch.randn(rows, outputs)
+    x[-1] = weight[-1] = math.nan  # what lies behind them
+    x, weight, residual = x[:-1].to(dtype), weight[:-1].to(dtype), residual.to(dtype)
+    few_rows_linear = gpu_few_rows.few_rows_linear
+    close(few_rows_linear(x, weight), linear.reference(x.float(), weight.float(), None, None))
+    close(few_rows_linear(x, weight, residual), linear.reference(x.float(), weight.float(), None, residual.float()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

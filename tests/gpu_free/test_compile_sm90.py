@@ -36,6 +36,7 @@ WIDE_LOAD = r"ld\.global[\w.:]*\.(v4\.b32|v2\.b64)|cp\.async\.c[ag]\.shared\.glo
 # What a kernel must use; those not named here are limited by memory, and read 16 bytes at a time.
 USES = {
     "decode_attention._decode": [TMA, WGMMA],
+    "few_rows._dense_few_rows": [WIDE_LOAD, r"mma\.sync", "ldmatrix"],
     "gated_linear._gated_linear": [TMA, WGMMA],
     "prefill_attention._prefill": [TMA, WGMMA],
     "prefill_hopper._prefill_items": [TMA, WGMMA],

@@ -47,8 +47,8 @@ class Linear:
             x = norm(x)
         if gate is not None:
             x = gated(x, gate)
-        if x.is_cuda and residual is not None and self.bias is None:
-            return residual.addmm_(x, self._weight.t())
+        if x.is_cuda and self.bias is None:
+            return _dense_on_gpu(x, self._weight, residual)
         if self._is_tiled:
             return tile_linear(x, self._weight, self.bias, residual)
         if x.shape[0] <= MOST_ROWS:
@@ -104,6 +104,14 @@ def gated_at_once(
     if scale is None and gated_linear.fits(x, weight):
         return gated_linear.gated_linear(x if norm is None else norm(x), weight, GATES[act])
     return None
+
+
+def _dense_on_gpu(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    from octavo.kernels.gpu import few_rows
+
+    if few_rows.fits(x, weight):
+        return few_rows.few_rows_linear(x, weight, residual)
+    return F.linear(x, weight) if residual is None else residual.addmm_(x, weight.t())
 
 
 def _rms_of(x: Tensor, norm: NormLayer | None) -> tuple[Tensor, tuple[Tensor | None, float] | None]:
