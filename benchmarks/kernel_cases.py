@@ -95,9 +95,11 @@ def all_cases(device: torch.device) -> Iterator[Case]:
         yield from (sampling(device, rows, name, *params) for rows in CHOSEN)
     for model, layers in LINEAR.items():
         for name, outputs, inputs, _ in layers:
-            few = [rows for rows in ROWS if tile_of(rows, outputs, inputs) is not None]
-            yield from (few_rows(device, f"{model} {name}", outputs, inputs, rows) for rows in few)
-            yield from (cublas(device, f"{model} {name}", outputs, inputs, rows) for rows in ROWS)
+            for rows in ROWS:
+                shape = f"{model} {name}", outputs, inputs, rows
+                if tile_of(rows, outputs, inputs) is not None:
+                    yield product(device, "few_rows_linear", few_rows_linear, *shape)
+                yield product(device, "cublas", F.linear, *shape)
 
 
 def decoding(device: torch.device, requests: int, length: int, group: int = 1, prefix: int = 0) -> Case:
@@ -265,8 +267,16 @@ def one_row(device: torch.device, name: str, rows: int, inputs: int, beside: str
     return Case("one_row_linear", f"{name}, {rows} x {inputs}, {beside}", num_bytes, 2 * rows * inputs, make)
 
 
-def few_rows(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:
-    """What `cublas` does."""
+def product(
+    device: torch.device,
+    kernel: str,
+    multiply: Callable[[Tensor, Tensor], Tensor],
+    name: str,
+    outputs: int,
+    inputs: int,
+    rows: int,
+) -> Case:
+    """multiply: of [rows, inputs] and [outputs, inputs]."""
     num_bytes = outputs * inputs * DTYPE.itemsize
 
     def make() -> list[Call]:
@@ -274,28 +284,12 @@ def few_rows(device: torch.device, name: str, outputs: int, inputs: int, rows: i
 
         def call() -> Call:
             weight = _random(device, outputs, inputs) / math.sqrt(inputs)
-            return lambda: few_rows_linear(x, weight)
+            return lambda: multiply(x, weight)
 
         return _copies(call, num_bytes)
 
     around = rows * (inputs + outputs) * DTYPE.itemsize
-    return Case("few_rows_linear", f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
-
-
-def cublas(device: torch.device, name: str, outputs: int, inputs: int, rows: int) -> Case:
-    num_bytes = outputs * inputs * DTYPE.itemsize
-
-    def make() -> list[Call]:
-        x = _random(device, rows, inputs)
-
-        def call() -> Call:
-            weight = _random(device, outputs, inputs) / math.sqrt(inputs)
-            return lambda: F.linear(x, weight)
-
-        return _copies(call, num_bytes)
-
-    around = rows * (inputs + outputs) * DTYPE.itemsize
-    return Case("cublas", f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
+    return Case(kernel, f"{name}, {rows} rows", num_bytes + around, 2 * rows * outputs * inputs, make)
 
 
 def sampling(device: torch.device, rows: int, name: str, temperature: float, top_k: int, top_p: float) -> Case:

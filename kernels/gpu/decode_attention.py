@@ -292,8 +292,7 @@ def attend_page(
     """
     scores = tl.dot(k.to(tl.float16) if FP8 else k, qt, input_precision="ieee") * scale
     if SOFTCAP:
-        # softcap * tanh(x / softcap)
-        scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
+        scores = capped(scores, softcap)
     if slopes is not None:
         slope = tl.load(slopes, mask=is_head, other=0.0) * PER_LOG2
         scores += slope[None, :] * distance.to(tl.float32)[:, None]
@@ -307,6 +306,12 @@ def attend_page(
     total = total * shrink + tl.sum(weights, 0)
     sums = tl.dot(tl.trans(v), weights.to(v.dtype), sums * shrink[None, :], input_precision="ieee")
     return new_peak, total, sums
+
+
+@triton.jit
+def capped(scores, softcap):
+    """softcap * tanh(scores / softcap), in units of log2."""
+    return softcap * (1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 * PER_LOG2) / softcap)))
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from octavo.kernels.gpu.decode_attention import (
     NEVER,
     PER_LOG2,
     attend_page,
+    capped,
     combine_splits,
     load_page,
     num_splits,
@@ -139,7 +140,7 @@ def _new_token(q, new_k, part, sinks_ptr, head, is_head, scale, softcap, SOFTCAP
     """
     score = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1) * scale
     if SOFTCAP:
-        score = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(score * (2.0 * PER_LOG2) / softcap)))
+        score = capped(score, softcap)
     score = tl.where(part == 0, score, NEVER)
     peak, total = score, tl.where(score > NEVER, 1.0, 0.0)
     if sinks_ptr is not None:

@@ -60,12 +60,8 @@ class Launch:
     @cached_property
     def usage(self) -> dict[str, int]:
         """What the assembler says of a thread: REG, registers; STACK and LOCAL, bytes outside of them."""
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(self.compiled.asm["cubin"])
-            file.flush()
-            command = [TOOLS / "cuobjdump", "-res-usage", file.name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", done.stdout)}
+        told = self._told_by("cuobjdump", "-res-usage")
+        return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told)}
 
     @cached_property
     def unwritten(self) -> list[str]:
@@ -74,14 +70,9 @@ class Launch:
         There are no such ones unless the assembler has made a mistake; the addresses of tensor cores' operands lie in
         these registers.
         """
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(self.compiled.asm["cubin"])
-            file.flush()
-            command = [TOOLS / "nvdisasm", "-c", file.name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         written: set[int] = set()
         found = []
-        for name, rest in INSTRUCTION.findall(done.stdout):
+        for name, rest in INSTRUCTION.findall(self._told_by("nvdisasm", "-c")):
             operands = rest.split(", ")
             own = [] if WRITES_NONE.match(name) else operands[:1]
             read = {place for each in operands[len(own) :] for place in _registers(each, operands)}
@@ -90,6 +81,14 @@ class Launch:
             wide = 4 if "128" in name else 2 if "64" in name or "WIDE" in name else 1
             written |= {int(n) + more for each in own for n in re.findall(r"\bUR(\d+)", each) for more in range(wide)}
         return found
+
+    def _told_by(self, tool: str, flag: str) -> str:
+        """What one of Triton's tools prints of the machine code."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.compiled.asm["cubin"])
+            file.flush()
+            command = [TOOLS / tool, flag, file.name]
+            return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def _registers(operand: str, operands: list[str]) -> set[int]:

@@ -33,9 +33,8 @@ BLOCK_SIZE = 64
 
 def load_gpu(config: Config, files: ModelFiles, watch: Stopwatch, folder: Path | None) -> GpuEngine:
     """An engine that is ready to run. Raises ModelError or ConfigError."""
-    on_compile(
-        None, None
-    )  # an engine that this process had before watches no longer: what a start compiles is not late
+    # An engine that this process had before watches no longer: what a start compiles is not late.
+    on_compile(None, None)
     device = torch.device("cuda")
     source = open_model(config, files, "cuda")
     block_size = config.block_size or BLOCK_SIZE
