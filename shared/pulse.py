@@ -70,7 +70,7 @@ class Pulse:
         self._role, self._index = role, index
         self._path = pulse_path(folder, role, index)
         predecessor = _read(self._path)
-        self._num_restarts = 0 if predecessor is None else predecessor.num_restarts + 1
+        self.num_restarts = 0 if predecessor is None else predecessor.num_restarts + 1
         self._started_s = _started_s()
         self._next = 0.0
         for path in folder.glob("*.pulse"):
@@ -94,7 +94,7 @@ class Pulse:
     ) -> None:
         """Leave a fresh mark; see `Vitals` for the arguments."""
         vitals = Vitals(
-            self._role, self._index, socket.gethostname(), is_ready, self._started_s, self._num_restarts,
+            self._role, self._index, socket.gethostname(), is_ready, self._started_s, self.num_restarts,
             time.process_time(), _resident_bytes(), num_steps, delay_s, http,
         )  # fmt: skip
         unfinished = self._path.with_suffix(".beat")

@@ -44,19 +44,22 @@ class Gateway:
         self._context = new_context()
         hub: Hub[TO_GATEWAY] = Hub(self._context, gateway_endpoint(folder, index), TO_GATEWAY)
         self._pulse = Pulse(folder, "gateway", index)
-        self._workers = Workers(hub, config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE)
+        max_open = config.max_queued_requests + MAX_OPEN_BEYOND_QUEUE
+        self._workers = Workers(hub, max_open, is_successor=self._pulse.num_restarts > 0)
         self._metrics = Metrics(config, folder, index, self._workers)
         self.app = app.build(config, self._workers, self._metrics, self._traces, folder)
         self._runner = app.runner(self.app, LAST_WORDS_S)
 
     async def run(self, should_stop: Callable[[], bool]) -> None:
         """Turn until told to stop; requests are served in between."""
-        delay_s = 0.0
+        delay_s, was_ready = 0.0, False
         while not should_stop():
             now = time.monotonic()
             self._workers.tick(now)
-            if self._pulse.is_due(now):
-                self._pulse.beat(self._workers.is_ready, None, delay_s, self._metrics.http_counts())
+            is_ready = self._workers.is_ready
+            if self._pulse.is_due(now) or is_ready != was_ready:
+                was_ready = is_ready
+                self._pulse.beat(is_ready, None, delay_s, self._metrics.http_counts())
                 self._certificate.refresh()
                 delay_s = 0.0
             await asyncio.sleep(TICK_S)

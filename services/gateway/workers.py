@@ -6,6 +6,7 @@ what the first one may still say of it is ignored.
 
 import asyncio
 import logging
+import math
 import time
 
 from octavo.services.gateway.call import Call
@@ -28,7 +29,7 @@ from octavo.shared.transport import SILENCE_S, Address, Hub
 log = logging.getLogger(__name__)
 
 MAX_SENDS = 3  # a call whose text kills tokenizers must not kill all of them
-MAX_WAIT_S = 30.0  # for a worker, of a call that was accepted
+MAX_WAIT_S = 30.0  # for a worker: of a call, and of those who come when none is ready
 RETRY_AFTER_S = 1
 
 
@@ -46,7 +47,8 @@ class _Worker:
 class Workers:
     """Sends calls to workers, and their chunks back to the calls. Belongs to the event loop's thread."""
 
-    def __init__(self, hub: Hub[TO_GATEWAY], max_open: int) -> None:
+    def __init__(self, hub: Hub[TO_GATEWAY], max_open: int, is_successor: bool = False) -> None:
+        """is_successor: of a gateway that has crashed, so that there are workers, of which nothing is known yet."""
         self.model: ModelInfo | None = None
         """What is served, as soon as a worker knows."""
         self.stats: Stats | None = None  # the newest that any worker passed on
@@ -54,6 +56,9 @@ class Workers:
         self._hub = hub
         self._max_open = max_open
         self._is_draining = False
+        self._was_ready_s = time.monotonic() if is_successor else -math.inf
+        self._is_expected_back = is_successor
+        """A worker was ready not long ago: what has died since is being replaced."""
         self._again: asyncio.Handle | None = None
         self._num_turns = 0
         self._workers: dict[Address, _Worker] = {}
@@ -82,15 +87,15 @@ class Workers:
         self._hub.close()
 
     def open(self, generate: Generate) -> Call:
-        """Accept a call and send it to a worker. Whoever opens a call must settle it.
+        """Accept a call and send it to a worker, now or as soon as one is ready. Whoever opens a call must settle it.
 
         Raises:
             Overloaded: too many are open.
-            Unavailable: no worker is ready, or the gateway is about to end.
+            Unavailable: no worker is ready nor was lately, or the gateway is about to end.
         """
         if self._is_draining:
             raise shutting_down()
-        if not self.is_ready:
+        if not (self.is_ready or self._is_expected_back):
             raise Unavailable("the model is not ready", code="not_ready", retry_after_s=RETRY_AFTER_S)
         if len(self._open) >= self._max_open:
             sentence = f"too many streams: {len(self._open)} open; at most {self._max_open}"
@@ -126,6 +131,9 @@ class Workers:
             elif not self._send(worker, Heartbeat()):
                 self._remove(worker, "cannot be reached")
         self._place_waiting()
+        if self.is_ready:
+            self._was_ready_s = now
+        self._is_expected_back = now - self._was_ready_s < MAX_WAIT_S
         for call in [call for call, deadline in self._waiting.items() if deadline <= now]:
             del self._waiting[call]
             sentence = f"no tokenizer was ready for {MAX_WAIT_S:.0f} s"

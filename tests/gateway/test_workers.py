@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from tests.gateway.harness import CHAT_BODY, read_until, running, until, until_ready
-from tests.tools.fake_tokenizer import DONE, FakeTokenizer, echo, nothing, text
+from tests.tools.fake_tokenizer import DEADLINE_S, DONE, FakeTokenizer, echo, nothing, text
 
 from octavo.services.gateway.workers import Workers
 from octavo.shared.errors import Overloaded, Unavailable
 from octavo.shared.messages import TO_GATEWAY, CallId, Generate, Progress, pack
+from octavo.shared.pulse import Pulse
 from octavo.shared.transport import Hub, gateway_endpoint, new_context
 
 STREAM = CHAT_BODY | {"stream": True}
@@ -94,6 +95,51 @@ def test_a_call_whose_only_worker_died_waits_for_the_next_one(tmp_path: Path) ->
             with FakeTokenizer(tmp_path, finish) as second:
                 assert await response.read() == ENDED
                 assert second.generates()[0].progress == PROGRESS
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_comes_while_no_worker_is_ready_waits_for_the_next_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with listening(tmp_path) as workers:
+            with FakeTokenizer(tmp_path, nothing):
+                await until(lambda: workers.is_ready)
+                workers.tick(time.monotonic())
+            await _tick_until_none_is_ready(workers)
+            call = workers.open(call_of(1))
+            with FakeTokenizer(tmp_path, nothing) as second:
+                await until(lambda: [each.id for each in second.generates()] == [call.id])
+                workers.settle(call)
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_a_crashed_gateways_successor_gets_first_waits_for_a_worker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        Pulse(tmp_path, "gateway").beat(is_ready=True)  # and never again
+        async with running(tmp_path) as server:
+            post = asyncio.create_task(server.client.post("/v1/completions", json={"prompt": "a"}))
+            async with asyncio.timeout(DEADLINE_S):
+                while 'octavo:open_streams{gateway="0"} 1.0' not in await (await server.client.get("/metrics")).text():
+                    assert not post.done(), (await post).status
+            with FakeTokenizer(tmp_path, echo):
+                assert await (await post).json() == {"prompt": "a"}
+
+    asyncio.run(scenario())
+
+
+def test_calls_are_refused_where_no_worker_has_been_ready_for_30_seconds(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with listening(tmp_path) as workers:
+            with FakeTokenizer(tmp_path, nothing):
+                await until(lambda: workers.is_ready)
+                workers.tick(time.monotonic())
+            await _tick_until_none_is_ready(workers)
+            workers.tick(time.monotonic() + 29)
+            workers.settle(workers.open(call_of(1)))
+            workers.tick(time.monotonic() + 31)
+            with pytest.raises(Unavailable, match="the model is not ready"):
+                workers.open(call_of(2))
 
     asyncio.run(scenario())
 

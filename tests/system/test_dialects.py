@@ -70,6 +70,13 @@ def test_a_conversation_goes_on_where_it_was(client: OpenAI) -> None:
     assert [item.type for item in listed] == ["message"] * 3
 
 
+def test_a_question_that_comes_while_a_model_is_loaded_again_is_answered(server: Server, client: OpenAI) -> None:
+    wanted = create(client).output_text
+    server.services("executor")[0].kill()
+    wait_until(lambda: not is_ready(server), "its death is noticed")
+    assert create(client).output_text == wanted
+
+
 def test_a_response_outlives_the_gateway_that_made_it(server: Server, client: OpenAI) -> None:
     made = create(client, max_output_tokens=4)
     assert made.incomplete_details is not None and made.incomplete_details.reason == "max_output_tokens"

@@ -1,7 +1,6 @@
 """Processes die and clients go away in the midst of streams: no token is lost, and nothing is held."""
 
 import asyncio
-import signal
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
@@ -80,8 +79,12 @@ def freeze(process: psutil.Process) -> None:
     asyncio.get_running_loop().call_later(SILENCE_S + 2, process.resume)
 
 
-def test_a_dead_service_is_not_noticed_by_requests_that_come_later(server: Server) -> None:
-    server.services("executor")[0].send_signal(signal.SIGKILL)
+@pytest.mark.parametrize("is_followed", [False, True])
+def test_a_dead_service_is_not_noticed_by_requests_that_come_later(server: Server, is_followed: bool) -> None:
+    victim = server.services("executor")[0]
+    victim.kill()
+    if is_followed:
+        wait_until(lambda: any(each != victim for each in server.services("executor")), "it is started again")
     assert disturb(server, lambda: None) == []
 
 

@@ -11,6 +11,12 @@ from octavo.shared.oracle import expected_tokens
 NUM_TOKENS = 50
 
 
+def test_a_server_that_says_it_is_ready_is_so_through_every_gateway() -> None:
+    with running("--device", "sim", "--gateways", "3") as server:
+        # Which gateway gets a connection is chance; one in a million times one of the three gets none of forty.
+        assert [server.get("/readyz") for _ in range(40)] == ['{"status":"ready"}'] * 40
+
+
 def test_a_hundred_streams_through_two_gateways_and_two_tokenizers_are_right() -> None:
     prompts = shared_prefix_prompts(100, DEFAULT_VOCAB)
     bodies = [completion_body(prompt, NUM_TOKENS) for prompt in prompts]
