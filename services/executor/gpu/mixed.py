@@ -2,9 +2,9 @@
 
 Launching the kernels of such a step one by one takes the host ten milliseconds and more, longer than a small step, or
 any step of a small model, takes the device. What has no graph is launched all the same, in the same way. A graph is
-told whose the rows are by numbers at fixed places. Rows that
-decode have a position in a section of their own, -1 stands for none there; and rows that are left over are a chunk of
-the slot that belongs to no request, whose blocks are all the null block.
+told whose the rows are by numbers at fixed places. Rows that decode have a position in a section of their own, -1
+stands for none there; and rows that are left over are a chunk of the slot that belongs to no request, whose blocks are
+all the null block.
 """
 
 from dataclasses import dataclass
