@@ -54,6 +54,17 @@ async def listening(folder: Path, max_open: int = 100) -> AsyncIterator[Workers]
     context.term()
 
 
+@asynccontextmanager
+async def lately_ready(folder: Path) -> AsyncIterator[Workers]:
+    """Workers whose only one was ready a moment ago, and is gone."""
+    async with listening(folder) as workers:
+        with FakeTokenizer(folder, nothing):
+            await until(lambda: workers.is_ready)
+            workers.tick(time.monotonic())
+        await _tick_until_none_is_ready(workers)
+        yield workers
+
+
 async def _tick_until_none_is_ready(workers: Workers, ahead_s: float = 0.0) -> None:
     def is_none_ready() -> bool:
         workers.tick(time.monotonic() + ahead_s)
@@ -101,11 +112,7 @@ def test_a_call_whose_only_worker_died_waits_for_the_next_one(tmp_path: Path) ->
 
 def test_a_call_that_comes_while_no_worker_is_ready_waits_for_the_next_one(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with listening(tmp_path) as workers:
-            with FakeTokenizer(tmp_path, nothing):
-                await until(lambda: workers.is_ready)
-                workers.tick(time.monotonic())
-            await _tick_until_none_is_ready(workers)
+        async with lately_ready(tmp_path) as workers:
             call = workers.open(call_of(1))
             with FakeTokenizer(tmp_path, nothing) as second:
                 await until(lambda: [each.id for each in second.generates()] == [call.id])
@@ -130,11 +137,7 @@ def test_a_call_that_a_crashed_gateways_successor_gets_first_waits_for_a_worker(
 
 def test_calls_are_refused_where_no_worker_has_been_ready_for_30_seconds(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with listening(tmp_path) as workers:
-            with FakeTokenizer(tmp_path, nothing):
-                await until(lambda: workers.is_ready)
-                workers.tick(time.monotonic())
-            await _tick_until_none_is_ready(workers)
+        async with lately_ready(tmp_path) as workers:
             workers.tick(time.monotonic() + 29)
             workers.settle(workers.open(call_of(1)))
             workers.tick(time.monotonic() + 31)
