@@ -6,7 +6,6 @@ what the first one may still say of it is ignored.
 
 import asyncio
 import logging
-import math
 import time
 
 from octavo.services.gateway.call import Call
@@ -56,9 +55,8 @@ class Workers:
         self._hub = hub
         self._max_open = max_open
         self._is_draining = False
-        self._was_ready_s = time.monotonic() if is_successor else -math.inf
-        self._is_expected_back = is_successor
-        """A worker was ready not long ago: what has died since is being replaced."""
+        self._was_ready_s = time.monotonic() if is_successor else None
+        """When a worker was last ready: what has died since is being replaced. None: too long ago to wait for one."""
         self._again: asyncio.Handle | None = None
         self._num_turns = 0
         self._workers: dict[Address, _Worker] = {}
@@ -95,7 +93,7 @@ class Workers:
         """
         if self._is_draining:
             raise shutting_down()
-        if not (self.is_ready or self._is_expected_back):
+        if not self.is_ready and self._was_ready_s is None:
             raise Unavailable("the model is not ready", code="not_ready", retry_after_s=RETRY_AFTER_S)
         if len(self._open) >= self._max_open:
             sentence = f"too many streams: {len(self._open)} open; at most {self._max_open}"
@@ -133,7 +131,8 @@ class Workers:
         self._place_waiting()
         if self.is_ready:
             self._was_ready_s = now
-        self._is_expected_back = now - self._was_ready_s < MAX_WAIT_S
+        elif self._was_ready_s is not None and now - self._was_ready_s >= MAX_WAIT_S:
+            self._was_ready_s = None
         for call in [call for call, deadline in self._waiting.items() if deadline <= now]:
             del self._waiting[call]
             sentence = f"no tokenizer was ready for {MAX_WAIT_S:.0f} s"
