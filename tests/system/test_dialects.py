@@ -73,7 +73,7 @@ def test_a_conversation_goes_on_where_it_was(client: OpenAI) -> None:
 def test_a_question_that_comes_while_a_model_is_loaded_again_is_answered(server: Server, client: OpenAI) -> None:
     wanted = create(client).output_text
     server.services("executor")[0].kill()
-    wait_until(lambda: not is_ready(server), "its death is noticed")
+    wait_until(lambda: not server.is_ready, "its death is noticed")
     assert create(client).output_text == wanted
 
 
@@ -84,19 +84,11 @@ def test_a_response_outlives_the_gateway_that_made_it(server: Server, client: Op
     for gateway in before:
         gateway.kill()
     wait_until(lambda: len({*server.services("gateway")} - {*before}) == 2, "the gateways are back")
-    wait_until(lambda: is_ready(server), "they serve")
+    wait_until(lambda: server.is_ready, "they serve")
     assert client.responses.retrieve(made.id) == made
     client.responses.delete(made.id)
     with pytest.raises(Exception, match="there is no response"):
         client.responses.retrieve(made.id)
-
-
-def is_ready(server: Server) -> bool:
-    try:
-        server.get("/readyz")
-    except OSError:
-        return False
-    return True
 
 
 def test_a_response_in_the_background_ends_or_is_cancelled(client: OpenAI) -> None:

@@ -7,10 +7,9 @@ from http.client import HTTPConnection
 import psutil  # type: ignore[import-untyped]  # it has no type information
 import pytest
 from benchmarks.streams import DEFAULT_VOCAB, shared_prefix_prompts
-from tests.tools.load_client import OpenStreams, Stream, completion_body
+from tests.tools.load_client import OpenStreams, Stream, completion_body, fault_of
 from tests.tools.server import Server, running, wait_until
 
-from octavo.shared.oracle import expected_tokens
 from octavo.shared.transport import SILENCE_S
 
 NUM_STREAMS = 20
@@ -29,15 +28,10 @@ def disturb(server: Server, by: Callable[[], None], num_tokens: int = NUM_TOKENS
     """Run streams and disturb them in the midst; returns what is wrong with any of them."""
     prompts = shared_prefix_prompts(NUM_STREAMS, DEFAULT_VOCAB)
     streams = asyncio.run(_run_disturbed(server, prompts, by, num_tokens))
-    faults = []
-    for prompt, stream in zip(prompts, streams, strict=True):
-        wanted = expected_tokens(prompt, num_tokens, DEFAULT_VOCAB)
-        if stream.error or stream.token_ids != wanted:
-            same = [ours == right for ours, right in zip(stream.token_ids, wanted, strict=False)]
-            faults.append(f"{len(stream.token_ids)} tokens, {sum(same)} of them right; {stream.error}")
-        elif stream.finish_reasons != ["length"]:
-            faults.append(f"it ends with {stream.finish_reasons}")
-    return faults
+    faults = [
+        fault_of(stream, prompt, num_tokens, DEFAULT_VOCAB) for prompt, stream in zip(prompts, streams, strict=True)
+    ]
+    return [fault for fault in faults if fault]
 
 
 async def _run_disturbed(
@@ -61,7 +55,7 @@ def test_no_stream_notices_that_a_service_is_killed(server: Server, role: str) -
     wait_until(lambda: len(server.services(role)) == len(before), f"the {role} is started again")
     assert set(server.services(role)) != set(before)
     assert f"the {role} process ended with code -9; it is started again" in server.errors
-    wait_until(lambda: _is_ready(server), "the server is ready again")
+    wait_until(lambda: server.is_ready, "the server is ready again")
 
 
 @pytest.mark.parametrize(
@@ -111,10 +105,3 @@ def test_the_blocks_of_a_whole_answer_are_freed_when_its_client_goes_away(server
 def _is_idle(server: Server) -> bool:
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     return all(server.metric(name) == 0 for name in (*names, "octavo:open_streams"))
-
-
-def _is_ready(server: Server) -> bool:
-    try:
-        return bool(server.get("/readyz"))
-    except OSError:
-        return False

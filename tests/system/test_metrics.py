@@ -87,11 +87,4 @@ def _kill(server: Server, *roles: str) -> None:
             ),
             f"the {role} is started again",
         )
-    wait_until(lambda: len(server.services()) == 6 and _is_ready(server), "all serve again")
-
-
-def _is_ready(server: Server) -> bool:
-    try:
-        return bool(server.get("/readyz"))
-    except OSError:
-        return False
+    wait_until(lambda: len(server.services()) == 6 and server.is_ready, "all serve again")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from octavo.shared.oracle import expected_tokens
+
 DONE = "[DONE]"
 
 
@@ -67,6 +69,15 @@ def completion_body(prompt_ids: Sequence[int], max_tokens: int, **fields: object
     """A streaming request whose tokens can be compared with the oracle's."""
     body = {"prompt": list(prompt_ids), "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
     return json.dumps(body | {"return_token_ids": True} | fields).encode()
+
+
+def fault_of(stream: Stream, prompt: Sequence[int], num_tokens: int, vocab_size: int) -> str:
+    """What is wrong with a stream of `--device sim` that was to have so many tokens; "" if it is the oracle's."""
+    wanted = expected_tokens(prompt, num_tokens, vocab_size)
+    if stream.error or stream.token_ids != wanted:
+        same = [ours == right for ours, right in zip(stream.token_ids, wanted, strict=False)]
+        return f"{len(stream.token_ids)} tokens, {sum(same)} of them right; {stream.error}"
+    return "" if stream.finish_reasons == ["length"] else f"it ends with {stream.finish_reasons}"
 
 
 class _Connection(asyncio.Protocol):

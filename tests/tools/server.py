@@ -68,6 +68,15 @@ class Server:
     def pids(self) -> list[int]:
         return sorted(process.pid for process in self.services())
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether /readyz says so."""
+        try:
+            self.get("/readyz")
+        except OSError:
+            return False
+        return True
+
     def get(self, path: str) -> str:
         """The body that a path answers. Raises OSError where the status is an error."""
         with urllib.request.urlopen(self.url + path, timeout=WAIT_S) as answer:
